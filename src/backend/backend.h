@@ -1,0 +1,102 @@
+// Backend: the only door to a device. Memory, copies and about thirty operations; one file per operation in each device folder.
+// Inputs are checked once, in ops/: here they are trusted. One compute stream per backend: operations run in call order.
+// Not thread-safe: each rank has its own backend.
+//
+// Determinism: every operation gives the same bits for the same inputs whatever the number of threads: work is cut into tiles by the
+// shapes alone, and each output element is summed in one fixed order.
+// Floating tensors are f32 or bf16 ("T" below); arithmetic and accumulation are float. Gradients of parameters are f32 and accumulate
+// (+=); gradients of activations are in T and overwrite (=), unless said otherwise.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "core/buffer.h"
+#include "core/tensor.h"
+
+namespace tessera {
+
+struct AttentionShape {
+  float scale = 1;     // multiplies q k^T
+  int64_t window = 0;  // query i sees keys j with i - j < window; 0: no limit
+};
+
+struct AdamwStep {
+  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
+  int64_t step = 1;          // from 1
+  float gradient_scale = 1;  // the clip coefficient
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string describe() const = 0;  // "cpu, AVX3_ZEN4, 2 threads"
+  virtual int threads() const = 0;
+
+  // --- memory -------------------------------------------------------------------------------------------------------------------
+  // Zeroed, page-aligned; pages are committed when first touched. Throws Error naming `what` when the device has no room.
+  virtual Buffer allocate(size_t bytes, const char* what) = 0;
+  virtual size_t total_memory() const = 0;  // of the device, bytes
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  virtual void fill_zero(Tensor) = 0;
+
+  // --- products -----------------------------------------------------------------------------------------------------------------
+  // c (m, n) = alpha * op(a) (m, k) * op(b) (k, n) [+ c when accumulate]; op transposes when the flag is set. Rank-4 tensors count as
+  // (rows, cols). a and b have one dtype T; c has T or f32. Sums in f32.
+  virtual void gemm(Tensor c, Tensor a, bool transpose_a, Tensor b, bool transpose_b, float alpha, bool accumulate) = 0;
+
+  // --- elementwise --------------------------------------------------------------------------------------------------------------
+  virtual void convert(Tensor out, Tensor x) = 0;        // any of f32, bf16, f16 to f32 or bf16, nearest even
+  virtual void add(Tensor out, Tensor x, Tensor y) = 0;  // out = x + y; out may be x or y
+  virtual void accumulate(Tensor sum, Tensor x) = 0;     // sum (f32) += x (T)
+  virtual void add_bias(Tensor y, Tensor bias) = 0;      // each row of y += bias (cols)
+  virtual void column_sum(Tensor sum, Tensor x) = 0;     // sum (cols, f32) += rows of x, rows in order
+  // out = x * mask / (1 - p). Element (t, c) of batch row b is kept when word (t*C + c) of Philox(key, row_keys[b]) >= p * 2^32.
+  // x (B, T, C), row_keys (B) i64. The same call on dy is the backward pass. out may be x.
+  virtual void dropout(Tensor out, Tensor x, Tensor row_keys, uint64_t key, float p) = 0;
+
+  // --- layers -------------------------------------------------------------------------------------------------------------------
+  virtual void embedding(Tensor out, Tensor table, Tensor ids) = 0;             // out (B,T,C) = table (V,C) rows; ids (B,T) i32
+  virtual void embedding_backward(Tensor dtable, Tensor dout, Tensor ids) = 0;  // dtable (V,C) f32 += , tokens in order
+  virtual void gather_rows(Tensor out, Tensor x, Tensor index) = 0;             // out (n, C) = x rows; index (n) i32
+  virtual void scatter_rows(Tensor out, Tensor x, Tensor index) = 0;            // out = 0, then row index[i] of out = x row i
+  // out = x * rstd * w with rstd (rows) f32 = 1 / sqrt(mean(x^2) + eps). In bf16 x * rstd is rounded before the weight (as HF Llama).
+  virtual void rmsnorm(Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) = 0;
+  // dx = gradient; dw (f32) += unless empty. With `dx_accumulates` dx += (the residual stream).
+  virtual void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool dx_accumulates) = 0;
+  // Rotates halves in place: x (B, T, H, D); cos, sin (P, R/2) f32 with R <= D the rotated width; positions (B, T) i32 < P.
+  // inverse: by -angle, which is the backward pass.
+  virtual void rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool inverse) = 0;
+  virtual void swiglu(Tensor out, Tensor gate, Tensor up) = 0;                                      // out = silu(gate) * up
+  virtual void swiglu_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) = 0;  // dgate may be gate, dup may be up
+  // Causal attention, O(T) memory. q, out (B, Tq, H, D); k, v (B, Tk, K, D), H a multiple of K (head h reads h / (H/K)); query i stands
+  // at key position Tk - Tq + i and sees keys from starts[b, i] (B, Tq) i32 (first token of its document) to itself, within the window.
+  // lse (B, H, Tq) f32: log of the sum of exp of the scaled scores, for the backward pass.
+  virtual void attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape) = 0;
+  // REQUIRES: Tq = Tk.
+  virtual void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v,
+                                  Tensor starts, AttentionShape) = 0;
+  // Row r: loss[r] (f32) = logsumexp(logits[r]) - logits[r][labels[r]]. labels (rows) i32, all >= 0. When `scale` != 0 the logits become
+  // their gradient in place: (softmax - onehot) * scale.
+  virtual void cross_entropy(Tensor loss, Tensor logits, Tensor labels, float scale) = 0;
+
+  // --- 4-bit codes (block of consecutive elements, first element in the high nibble) ----------------------------------------------
+  // x (n) f32, bf16 or f16 -> codes (n/2) u8, absmax (n/block) f32, by bitsandbytes' CUDA rule. table: 16 ascending f32 values (host).
+  virtual void codebook4_encode(Tensor codes, Tensor absmax, Tensor x, const float* table, int64_t block) = 0;
+  // out (n) T = round(table[code] * absmax[i / block]), product in f32.
+  virtual void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) = 0;
+  // absmax (n) f32 = f32(map[q] * scale[i / 256]) + offset[0]: two roundings. map: 256 f32 values (host).
+  virtual void nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const float* map) = 0;
+
+  // --- optimizer (flat f32 arrays) ------------------------------------------------------------------------------------------------
+  // torch.optim.AdamW: p *= 1 - lr*wd; m, v; p -= lr/bc1 * m / (sqrt(v)/sqrt(bc2) + eps), with gradient * gradient_scale.
+  virtual void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&) = 0;
+  // sums (ceil(n/64)) f64: the sum of squares of each block of 64 elements of x (n) f32.
+  virtual void square_sums(Tensor sums, Tensor x) = 0;
+};
+
+// "cpu". threads: 0 means the cores this process may use. Throws for a device this build does not have.
+std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
+
+}  // namespace tessera

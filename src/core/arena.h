@@ -1,0 +1,55 @@
+// Arena: bump allocation from one buffer of a backend. Not thread-safe. Everything a step needs is taken from it and given back by
+// rewinding, so "what did this step need" is one number, high_water().
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/tensor.h"
+
+namespace tessera {
+
+class Arena {
+ public:
+  using Mark = size_t;
+
+  Arena(Backend* home, Buffer memory);
+
+  // Memory for a tensor, 64-byte aligned, contents undefined. `name` is kept for messages (a literal).
+  // Throws Error that names the largest holders when the buffer is full.
+  Tensor take(Dtype, Shape, const char* name);
+
+  Mark mark() const { return top_; }
+  void rewind(Mark);                                 // REQUIRES: marks are rewound newest first
+  size_t used() const { return top_; }               // bytes taken now
+  size_t high_water() const { return high_water_; }  // most bytes ever taken at once
+  size_t capacity() const { return memory_.bytes(); }
+
+ private:
+  struct Holder {
+    const char* name;
+    size_t begin, bytes;
+  };
+  [[noreturn]] void out_of_memory(size_t bytes, const char* name) const;
+
+  Backend* home_;
+  Buffer memory_;
+  size_t top_ = 0, high_water_ = 0;
+  std::vector<Holder> holders_;
+};
+
+// Rewinds an arena at the end of a scope.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.rewind(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace tessera

@@ -1,0 +1,69 @@
+// Sharded: the bytes of all units (decoder layers and the root) spread over the ranks, and their movement. It knows bytes, not layers.
+//
+// A unit is two flat buffers: frozen bytes, and trainable values (f32 masters, their gradients; the optimizer keeps its states beside).
+// Frozen bytes: when all ranks are on one node they live once per node in a shared window, each rank fills its part, and acquire() returns
+//   a pointer; otherwise (or when asked, for tests) every rank holds a shard and acquire() gathers into one of two buffers.
+// Trainable values: each rank owns one range of 64-element blocks (all of it under ddp). acquire() gives the whole unit in compute dtype.
+// Gradients: gradient() is a whole-unit f32 scratch the backward pass writes; reduce() adds every rank's scratch, in rank order, into the
+//   owner's sum. So a rank's memory for a unit's gradient is its shard plus one scratch.
+//
+// Order per pass: prefetch(next) may be called before use; acquire -> use -> release; reduce after backward. The same order on all ranks.
+// prefetch runs on a thread of its own with its own Comm, while this thread computes. Not thread-safe otherwise.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "comm/comm.h"
+#include "fsdp/strategy.h"
+
+namespace tessera {
+
+struct UnitSize {
+  size_t frozen_bytes = 0;  // padded by the caller to a multiple of 256
+  int64_t trainable = 0;    // f32 elements, padded to a multiple of 64
+  bool resident = false;    // gathered at the first acquire and kept for the whole pass (the root: embedding, final norm, head)
+};
+
+enum class FrozenPlace { automatic, gathered };  // gathered: shards and gathers even on one node (tests)
+
+class Sharded {
+ public:
+  Sharded(Comm&, Backend&, const Strategy&, std::vector<UnitSize>, Dtype compute, FrozenPlace = FrozenPlace::automatic);
+  ~Sharded();
+  int units() const;
+
+  // --- loading: each rank fills its own ranges, then all call loaded() ---
+  Range frozen_range(int unit) const;     // bytes of the unit this rank fills
+  std::byte* frozen_shard(int unit);      // where byte frozen_range().begin goes
+  Range trainable_range(int unit) const;  // elements of the unit this rank owns
+  Tensor values(int unit);                // owned masters, f32 (range size)
+  Tensor gradients(int unit);             // owned gradient sums, f32 (range size); zero them between steps with zero_gradients()
+  void loaded();                          // collective: fences the window, refreshes the compute copies of the masters
+
+  // --- a pass ---
+  struct View {
+    const std::byte* frozen = nullptr;  // the unit's frozen bytes
+    std::byte* trainable = nullptr;     // the unit's values in compute dtype
+  };
+  void prefetch(int unit);                // starts gathering; no effect when nothing has to move or the unit is out of range
+  View acquire(int unit);                 // waits for it
+  void release(int unit, bool last_use);  // forward: false; backward: true. Kept strategies hold on until the last use
+  Tensor gradient(int unit);              // whole-unit f32 scratch, zeroed at the first call after a reduce
+  void reduce(int unit);                  // gradient sums (owned) += every rank's scratch in rank order. Collective
+  void zero_gradients();
+  void refresh();  // after the optimizer step: compute copies follow the masters
+
+  // --- accounting ---
+  bool counts_once(int unit) const;  // this rank's owned range is counted in global sums (under ddp only rank 0 counts)
+  size_t bytes() const;              // all memory of this rank, the node's window counted 1 / ranks of the node
+  Comm& comm();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tessera

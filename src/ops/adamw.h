@@ -1,0 +1,10 @@
+// AdamW (Loshchilov and Hutter, 2019) in torch's order of operations, on flat f32 arrays; sums of squares for clipping.
+#pragma once
+#include "backend/backend.h"
+
+namespace tessera {
+
+void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&);
+void square_sums(Tensor sums, Tensor x);  // sums (ceil(n/64)) f64 of blocks of 64
+
+}  // namespace tessera
