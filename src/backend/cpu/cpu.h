@@ -1,0 +1,52 @@
+// CpuBackend: the operations of backend.h on the cores of this process. One file per operation beside this one.
+#pragma once
+#include "backend/backend.h"
+
+namespace tessera {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads) : threads_(threads) {}
+  std::string describe() const override;
+  int threads() const override { return threads_; }
+
+  Buffer allocate(size_t bytes, const char* what) override;
+  size_t total_memory() const override;
+  void copy(void* to, const void* from, size_t bytes) override;
+  void fill_zero(Tensor) override;
+
+  void gemm(Tensor c, Tensor a, bool transpose_a, Tensor b, bool transpose_b, float alpha, bool accumulate) override;
+
+  void convert(Tensor out, Tensor x) override;
+  void add(Tensor out, Tensor x, Tensor y) override;
+  void accumulate(Tensor sum, Tensor x) override;
+  void add_bias(Tensor y, Tensor bias) override;
+  void column_sum(Tensor sum, Tensor x) override;
+  void dropout(Tensor out, Tensor x, Tensor row_keys, uint64_t key, float p) override;
+
+  void embedding(Tensor out, Tensor table, Tensor ids) override;
+  void embedding_backward(Tensor dtable, Tensor dout, Tensor ids) override;
+  void gather_rows(Tensor out, Tensor x, Tensor index) override;
+  void scatter_rows(Tensor out, Tensor x, Tensor index) override;
+  void rmsnorm(Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) override;
+  void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool dx_accumulates) override;
+  void rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool inverse) override;
+  void swiglu(Tensor out, Tensor gate, Tensor up) override;
+  void swiglu_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) override;
+  void attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape) override;
+  void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts,
+                          AttentionShape) override;
+  void cross_entropy(Tensor loss, Tensor logits, Tensor labels, float scale) override;
+
+  void codebook4_encode(Tensor codes, Tensor absmax, Tensor x, const float* table, int64_t block) override;
+  void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) override;
+  void nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const float* map) override;
+
+  void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&) override;
+  void square_sums(Tensor sums, Tensor x) override;
+
+ private:
+  int threads_;
+};
+
+}  // namespace tessera
