@@ -1,6 +1,7 @@
 // Gradient checks by central differences. For *_test.cpp only.
 #pragma once
 #include <functional>
+#include <iosfwd>
 #include <vector>
 
 #include "backend/backend.h"
@@ -14,8 +15,9 @@ struct DeviceRow {
   Dtype dtype;
   float tolerance;  // relative, L2 over a tensor
 };
-std::vector<DeviceRow> every_device();   // (cpu, f32), (cpu, bf16); device rows are added here and nowhere else
-std::string row_name(const DeviceRow&);  // "cpu_f32", for INSTANTIATE_TEST_SUITE_P
+std::vector<DeviceRow> every_device();          // (cpu, f32), (cpu, bf16); device rows are added here and nowhere else
+std::string row_name(const DeviceRow&);         // "cpu_f32", for INSTANTIATE_TEST_SUITE_P
+void PrintTo(const DeviceRow&, std::ostream*);  // how GoogleTest shows it
 
 // Owns the memory of a test's tensors.
 class TestMemory {
@@ -41,7 +43,8 @@ void expect_close(Tensor a, const std::vector<double>& b, double tolerance, cons
 // Checks `backward` against central differences of `forward` in f32.
 //   inputs: the tensors to be differentiated (f32); gradients: where backward leaves d loss / d input, f32, same order.
 //   forward() computes `out` from the inputs; the loss is sum(out * dout) with a random dout that is given to backward(dout).
-// Differences are taken with step h on up to `probes` seeded elements of each input, loss summed in double.
+// Differences are taken with step h on up to `probes` seeded elements of each input, loss summed in double. Gradients are zeroed before
+// the one call of backward, which may overwrite dout.
 struct GradientCheck {
   std::vector<Tensor> inputs, gradients;
   Tensor out;
