@@ -13,20 +13,10 @@
 #include <string_view>
 
 #include "core/buffer.h"
+#include "core/kernel_options.h"
 #include "core/tensor.h"
 
 namespace tessera {
-
-struct AttentionShape {
-  float scale = 1;     // multiplies q k^T
-  int64_t window = 0;  // query i sees keys j with i - j < window; 0: no limit
-};
-
-struct AdamwStep {
-  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
-  int64_t step = 1;          // from 1
-  float gradient_scale = 1;  // the clip coefficient
-};
 
 class Backend {
  public:

@@ -1,6 +1,7 @@
 // AdamW (Loshchilov and Hutter, 2019) in torch's order of operations, on flat f32 arrays; sums of squares for clipping.
 #pragma once
-#include "backend/backend.h"
+#include "core/kernel_options.h"
+#include "core/tensor.h"
 
 namespace tessera {
 

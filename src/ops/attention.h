@@ -1,7 +1,8 @@
 // Causal grouped-query attention without ever holding the score matrix (as FlashAttention, Dao et al. 2022): O(T) memory.
 // Shapes and masks: backend/backend.h, Backend::attention.
 #pragma once
-#include "backend/backend.h"
+#include "core/kernel_options.h"
+#include "core/tensor.h"
 
 namespace tessera {
 

@@ -1,0 +1,113 @@
+#include "nn/decoder_layer.h"
+
+#include <cassert>
+
+#include "ops/attention.h"
+#include "ops/elementwise.h"
+#include "ops/rmsnorm.h"
+#include "ops/rope.h"
+#include "ops/swiglu.h"
+
+namespace tessera {
+namespace {
+
+Tensor heads(Tensor x, int64_t n, int64_t D, const Context& ctx) { return x.reshaped({ctx.B, ctx.T, n, D}); }
+
+// Appends this call's keys or values to the cache and returns all of them, (1, length + T, K, D).
+Tensor append(Tensor cache, Tensor fresh, int64_t length) {
+  const Tensor rows = cache.reshaped({cache.shape.dim[1], cache.shape.dim[2] * cache.shape.dim[3]});
+  const int64_t count = fresh.shape.dim[1];
+  convert(rows.rows_from(length, count), fresh.reshaped({count, rows.cols()}));
+  Tensor all = cache;
+  all.shape.dim[1] = length + count;
+  return all;
+}
+
+void attend(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
+  Tensor k = heads(s.k, l.K, l.D, ctx), v = heads(s.v, l.K, l.D, ctx);
+  if (ctx.cache) k = append(ctx.cache->k, k, ctx.cache->length), v = append(ctx.cache->v, v, ctx.cache->length);
+  attention(heads(s.a, l.H, l.D, ctx), s.lse, heads(s.q, l.H, l.D, ctx), k, v, ctx.starts, l.attention);
+}
+
+void attention_half(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
+  rmsnorm(s.n1, s.rstd1, s.x, l.input_norm.value, l.eps);
+  linear_forward(s.q, l.q, s.n1, &s.tq, ctx);
+  linear_forward(s.k, l.k, s.n1, &s.tk, ctx);
+  linear_forward(s.v, l.v, s.n1, &s.tv, ctx);
+  rope(heads(s.q, l.H, l.D, ctx), ctx.cos, ctx.sin, ctx.positions);
+  rope(heads(s.k, l.K, l.D, ctx), ctx.cos, ctx.sin, ctx.positions);
+  attend(l, s, ctx);
+  linear_forward(s.h, l.o, s.a, &s.to, ctx);
+  add(s.h, s.x, s.h);
+}
+
+// dh arrives in dx and is overwritten by the gradient of x.
+void attention_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor da = ctx.take(ctx.rows(), l.H * l.D, "attention gradient");
+  linear_backward(da, false, l.o, dx, s.a, s.to, ctx);
+  const Tensor dq = ctx.take(ctx.rows(), l.H * l.D, "query gradient"), dk = ctx.take(ctx.rows(), l.K * l.D, "key gradient"),
+               dv = ctx.take(ctx.rows(), l.K * l.D, "value gradient");
+  const auto q = [&](Tensor t) { return heads(t, l.H, l.D, ctx); };
+  const auto k = [&](Tensor t) { return heads(t, l.K, l.D, ctx); };
+  attention_backward(q(dq), k(dk), k(dv), q(da), q(s.a), s.lse, q(s.q), k(s.k), k(s.v), ctx.starts, l.attention);
+  rope_backward(q(dq), ctx.cos, ctx.sin, ctx.positions);
+  rope_backward(k(dk), ctx.cos, ctx.sin, ctx.positions);
+  const Tensor dn = ctx.take(ctx.rows(), l.C, "norm gradient");
+  linear_backward(dn, false, l.q, dq, s.n1, s.tq, ctx);
+  linear_backward(dn, true, l.k, dk, s.n1, s.tk, ctx);
+  linear_backward(dn, true, l.v, dv, s.n1, s.tv, ctx);
+  rmsnorm_backward(dx, l.input_norm.grad, dn, s.x, l.input_norm.value, s.rstd1, true);
+}
+
+void mlp_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor ds = ctx.take(ctx.rows(), l.F, "mlp gradient");
+  linear_backward(ds, false, l.down, dx, s.s, s.tdown, ctx);
+  const Tensor dgate = ctx.take(ctx.rows(), l.F, "gate gradient"), dup = ctx.take(ctx.rows(), l.F, "up gradient");
+  swiglu_backward(dgate, dup, ds, s.gate, s.up);
+  const Tensor dn = ctx.take(ctx.rows(), l.C, "norm gradient");
+  linear_backward(dn, false, l.gate, dgate, s.n2, s.tgate, ctx);
+  linear_backward(dn, true, l.up, dup, s.n2, s.tup, ctx);
+  rmsnorm_backward(dx, l.post_norm.grad, dn, s.h, l.post_norm.value, s.rstd2, true);
+}
+
+}  // namespace
+
+DecoderSaved take_saved(const DecoderLayer& l, const Context& ctx) {
+  DecoderSaved s;
+  const int64_t n = ctx.rows();
+  const auto rstd = [&] { return ctx.arena.take(Dtype::f32, {n}, "norm scales"); };
+  s.n1 = ctx.take(n, l.C, "attention input"), s.rstd1 = rstd();
+  s.q = ctx.take(n, l.H * l.D, "queries"), s.k = ctx.take(n, l.K * l.D, "keys"), s.v = ctx.take(n, l.K * l.D, "values");
+  s.a = ctx.take(n, l.H * l.D, "attention output"), s.lse = ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums");
+  s.h = ctx.take(n, l.C, "residual");
+  s.n2 = ctx.take(n, l.C, "mlp input"), s.rstd2 = rstd();
+  s.gate = ctx.take(n, l.F, "gate"), s.up = ctx.take(n, l.F, "up"), s.s = ctx.take(n, l.F, "swiglu");
+  s.tq = take_saved(l.q, n, ctx), s.tk = take_saved(l.k, n, ctx), s.tv = take_saved(l.v, n, ctx), s.to = take_saved(l.o, n, ctx);
+  s.tgate = take_saved(l.gate, n, ctx), s.tup = take_saved(l.up, n, ctx), s.tdown = take_saved(l.down, n, ctx);
+  return s;
+}
+
+void decoder_forward(Tensor y, const DecoderLayer& l, Tensor x, DecoderSaved& s, const Context& ctx) {
+  s.x = x;
+  attention_half(l, s, ctx);
+  rmsnorm(s.n2, s.rstd2, s.h, l.post_norm.value, l.eps);
+  linear_forward(s.gate, l.gate, s.n2, &s.tgate, ctx);
+  linear_forward(s.up, l.up, s.n2, &s.tup, ctx);
+  swiglu(s.s, s.gate, s.up);
+  if (y.empty()) {
+    linear_forward_adapter(l.down, s.s, s.tdown, ctx);
+    return;
+  }
+  linear_forward(y, l.down, s.s, &s.tdown, ctx);
+  add(y, s.h, y);
+}
+
+void decoder_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {
+  assert(!ctx.cache);
+  mlp_half_backward(dx, l, s, ctx);
+  attention_half_backward(dx, l, s, ctx);
+}
+
+}  // namespace tessera

@@ -1,0 +1,52 @@
+// One decoder layer of the Llama family (Touvron et al., 2023), which Mistral and Qwen2 share: two residual lines.
+//   h = x + attention(norm(x));  y = h + mlp(norm(h))
+// Variants are data: biases, head size, window. forward and backward are a pair; backward may be fed by a recompute.
+#pragma once
+#include "core/kernel_options.h"
+#include "nn/linear.h"
+
+namespace tessera {
+
+struct DecoderLayer {
+  int64_t H = 0, K = 0, D = 0, F = 0, C = 0;
+  float eps = 1e-5f;
+  AttentionShape attention;     // scale 1/sqrt(D), window of this layer
+  Param input_norm, post_norm;  // (C)
+  Linear q, k, v, o;            // (H*D, C), (K*D, C), (K*D, C), (C, H*D)
+  Linear gate, up, down;        // (F, C), (F, C), (C, F)
+};
+
+// What backward needs. x is kept by the caller and set before backward.
+struct DecoderSaved {
+  Tensor x;            // (rows, C)
+  Tensor n1, rstd1;    // norm(x)
+  Tensor q, k, v;      // after rope
+  Tensor a, lse;       // attention output (rows, H*D), (B, H, T)
+  Tensor h;            // (rows, C)
+  Tensor n2, rstd2;    // norm(h)
+  Tensor gate, up, s;  // (rows, F), s = silu(gate) * up
+  LinearSaved tq, tk, tv, to, tgate, tup, tdown;
+};
+
+DecoderSaved take_saved(const DecoderLayer&, const Context&);
+
+// y (rows, C) from x; saved is filled. y may be empty: a recompute for backward, which stops before down_proj.
+void decoder_forward(Tensor y, const DecoderLayer&, Tensor x, DecoderSaved& saved, const Context&);
+// dx holds dy on entry and the gradient of x on return (the residual stream).
+void decoder_backward(Tensor dx, const DecoderLayer&, const DecoderSaved& saved, const Context&);
+
+template <class V>
+void parts(DecoderLayer& l, V&& v) {
+  v("input_layernorm.weight", l.input_norm);
+  for (Linear* linear : {&l.q, &l.k, &l.v, &l.o}) parts(*linear, v);
+  v("post_attention_layernorm.weight", l.post_norm);
+  for (Linear* linear : {&l.gate, &l.up, &l.down}) parts(*linear, v);
+}
+
+// Calls f(linear) for the seven projections in file order.
+template <class F>
+void for_each_linear(DecoderLayer& l, F&& f) {
+  for (Linear* linear : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) f(*linear);
+}
+
+}  // namespace tessera

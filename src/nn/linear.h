@@ -1,0 +1,49 @@
+// Linear: a stored matrix, perhaps a bias, perhaps an adapter. Storage and adapter are independent of each other.
+//   y = x W^T + bias + scale * (dropout(x) A^T) B^T      LoRA: Hu et al., 2021; scale = alpha / r (or alpha / sqrt(r))
+#pragma once
+#include <optional>
+#include <string>
+
+#include "nn/context.h"
+#include "quant/format.h"
+
+namespace tessera {
+
+struct Adapter {
+  Param a;  // (r, in)
+  Param b;  // (out, r)
+  float scale = 1;
+  float dropout = 0;  // on the adapter's input, in training
+};
+
+struct Linear {
+  std::string name;  // "self_attn.q_proj": part of the key of its random numbers, and of names in files
+  int layer = 0;
+  Weight weight;              // (out, in)
+  std::optional<Param> bias;  // (out)
+  std::optional<Adapter> adapter;
+};
+
+struct LinearSaved {
+  Tensor t;  // (rows, r) = dropout(x) A^T; empty without adapter
+};
+
+// y (rows, out) = linear(x (rows, in)). saved may be null (nothing is kept).
+void linear_forward(Tensor y, const Linear&, Tensor x, LinearSaved* saved, const Context&);
+// Only saved->t, for a recompute that does not need y.
+void linear_forward_adapter(const Linear&, Tensor x, LinearSaved& saved, const Context&);
+// dx = (+= when dx_accumulates) the gradient of x, unless empty; gradients of A, B, bias and a training W accumulate.
+void linear_backward(Tensor dx, bool dx_accumulates, const Linear&, Tensor dy, Tensor x, const LinearSaved& saved, const Context&);
+
+// Room for LinearSaved in the arena.
+LinearSaved take_saved(const Linear&, int64_t rows, const Context&);
+
+// Calls v(name, Param&) for each stored array, in the order of the unit's layout. Names as in Hugging Face and PEFT files.
+template <class V>
+void parts(Linear& l, V&& v) {
+  parts(l.weight, [&](const char* suffix, Param& p) { v(l.name + ".weight" + suffix, p); });
+  if (l.bias) v(l.name + ".bias", *l.bias);
+  if (l.adapter) v(l.name + ".lora_A.weight", l.adapter->a), v(l.name + ".lora_B.weight", l.adapter->b);
+}
+
+}  // namespace tessera
