@@ -12,13 +12,9 @@
 #include <string>
 #include <vector>
 
-namespace tessera {
+#include "core/range.h"
 
-struct Range {
-  size_t begin = 0, end = 0;  // half-open
-  size_t size() const { return end - begin; }
-  bool operator==(const Range&) const = default;
-};
+namespace tessera {
 
 // Memory that all ranks of one node see at once. Freed when every rank has dropped it (collective over the node).
 class SharedWindow {

@@ -24,10 +24,33 @@ Rng::Rng(uint64_t seed, Purpose purpose, std::string_view name, uint64_t stream)
 uint32_t Rng::bits(uint64_t index) const { return words(key_, index / 4)[index % 4]; }
 float Rng::uniform(uint64_t index) const { return float(bits(index) >> 8) * 0x1p-24f; }
 
-float Rng::normal(uint64_t index) const {
-  const Philox4 w = words(key_, index, 1);
-  const double u = (double(w[0]) + 1) * 0x1p-32, angle = 2 * std::numbers::pi * double(w[1]) * 0x1p-32;
-  return float(std::sqrt(-2 * std::log(u)) * std::cos(angle));
+namespace {
+// Four normals from four words: two Box-Muller pairs.
+std::array<float, 4> normals(uint64_t key, uint64_t group) {
+  const Philox4 w = words(key, group, 1);
+  std::array<float, 4> out;
+  for (size_t pair = 0; pair < 4; pair += 2) {
+    const float u = (float(w[pair] >> 8) + 1) * 0x1p-24f, angle = 2 * std::numbers::pi_v<float> * (float(w[pair + 1] >> 8) * 0x1p-24f);
+    const float radius = std::sqrt(-2 * std::log(u));
+    out[pair] = radius * std::cos(angle), out[pair + 1] = radius * std::sin(angle);
+  }
+  return out;
+}
+}  // namespace
+
+float Rng::normal(uint64_t index) const { return normals(key_, index / 4)[index % 4]; }
+
+void Rng::fill_normal(float* out, uint64_t begin, uint64_t count) const {
+  for (uint64_t i = begin; i < begin + count;) {
+    const auto group = normals(key_, i / 4);
+    for (; i < begin + count; ++i) {
+      *out++ = group[i % 4];
+      if (i % 4 == 3) {
+        ++i;
+        break;
+      }
+    }
+  }
 }
 
 uint64_t Rng::below(uint64_t index, uint64_t n) const {
