@@ -1,0 +1,123 @@
+#include "models/config.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/text.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "models/registry.h"
+
+namespace tessera {
+namespace {
+
+void read_sizes(const ConfigReader& json, ModelConfig& c) {
+  c.hidden = json.integer("hidden_size");
+  c.layers = json.integer("num_hidden_layers");
+  c.heads = json.integer("num_attention_heads");
+  c.kv_heads = json.integer_or("num_key_value_heads", c.heads);
+  c.intermediate = json.integer("intermediate_size");
+  c.vocab = json.integer("vocab_size");
+  c.max_positions = json.integer_or("max_position_embeddings", 2048);
+  if (json.has("head_dim")) {
+    c.head_dim = json.integer("head_dim");
+  } else {
+    if (c.hidden % c.heads)
+      json.refuse("num_attention_heads", str(c.heads, " does not divide hidden_size ", c.hidden), "a divisor of hidden_size, or head_dim",
+                  "correct the value");
+    c.head_dim = c.hidden / c.heads;
+  }
+  if (c.heads % c.kv_heads)
+    json.refuse("num_key_value_heads", str(c.kv_heads, " does not divide num_attention_heads ", c.heads),
+                "a divisor of num_attention_heads", "correct the value");
+  if (c.head_dim % 2) json.refuse("head_dim", str(c.head_dim), "an even number", "correct the value");
+}
+
+void read_rope_scaling(const ConfigReader& scaling, ModelConfig& c) {
+  RopeConfig& r = c.rope;
+  r.type = scaling.text_or("rope_type", scaling.text_or("type", "default"));
+  r.theta = scaling.number_or("rope_theta", r.theta);
+  if (scaling.number_or("partial_rotary_factor", 1) != 1)
+    scaling.refuse("partial_rotary_factor", scaling.json().at("partial_rotary_factor").dump(), "1", "partial rotary is not supported yet");
+  if (r.type == "default") return;
+  if (r.type == "linear" || r.type == "llama3") {
+    r.factor = scaling.number("factor");
+  } else {
+    scaling.refuse("rope_type", r.type, "default, linear, llama3", "dynamic, yarn and longrope are not supported yet");
+  }
+  if (r.type == "llama3") {
+    r.low_freq_factor = scaling.number("low_freq_factor");
+    r.high_freq_factor = scaling.number("high_freq_factor");
+    r.original_max_positions = scaling.integer("original_max_position_embeddings");
+  }
+}
+
+// transformers 4: rope_theta and rope_scaling; 5: rope_parameters.
+void read_rope(const ConfigReader& json, ModelConfig& c) {
+  c.rope.theta = json.number_or("rope_theta", c.rope.theta);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!json.has(key)) continue;
+    const auto& inner = json.json().at(key);
+    if (!inner.is_object()) json.refuse(key, inner.dump(), "an object or null", "correct the value");
+    read_rope_scaling(ConfigReader(inner, str(json.where(), ", ", key)), c);
+  }
+}
+
+void read_common(const ConfigReader& json, ModelConfig& c) {
+  read_sizes(json, c);
+  read_rope(json, c);
+  c.windows.assign(static_cast<size_t>(c.layers), 0);
+  c.rms_eps = json.number_or("rms_norm_eps", 1e-6);
+  c.initializer_range = json.number_or("initializer_range", 0.02);
+  c.tied = json.flag_or("tie_word_embeddings", false);
+  c.dtype = json.text_or("dtype", json.text_or("torch_dtype", ""));
+  c.bos = json.integer_or("bos_token_id", -1, 0);
+  c.eos = json.integers_or_none("eos_token_id");
+  const std::string act = json.text_or("hidden_act", "silu");
+  if (act != "silu" && act != "swish") json.refuse("hidden_act", act, "silu", "other activations are not supported yet");
+  if (json.has("quantization_config"))
+    json.refuse("quantization_config", "a checkpoint that is already quantized", "F32, F16 or BF16 weights",
+                "give the original model folder; Tessera quantizes while loading (--train_type qlora)");
+}
+
+// Generation may end at more ids than config.json names.
+void read_generation_eos(const std::string& folder, ModelConfig& c) {
+  const std::string path = folder + "/generation_config.json";
+  if (!file_exists(path)) return;
+  const Json json = read_json(path);
+  for (const int64_t id : ConfigReader(json, path).integers_or_none("eos_token_id"))
+    if (std::find(c.eos.begin(), c.eos.end(), id) == c.eos.end()) c.eos.push_back(id);
+}
+
+}  // namespace
+
+ModelConfig read_model_config(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  if (!folder_exists(folder))
+    fail(str("model folder ", folder), "does not exist", "a Hugging Face model folder (config.json, *.safetensors, tokenizer)",
+         "download the model, or correct the path");
+  if (!file_exists(path)) fail(path, "does not exist", "the config.json of a Hugging Face model folder", "give the folder that holds it");
+  const Json json = read_json(path);
+  if (!json.is_object()) fail(path, "is not a JSON object", "the config.json of a Hugging Face model", "take the model's own file");
+  const ConfigReader reader(json, path);
+  ModelConfig c;
+  c.path = folder;
+  const Family& family = find_family(reader);
+  c.model_type = family.model_type;
+  read_common(reader, c);
+  family.read(reader, c);
+  read_generation_eos(folder, c);
+  return c;
+}
+
+int64_t ModelConfig::parameters() const {
+  const int64_t q = heads * head_dim, kv = kv_heads * head_dim;
+  int64_t layer = hidden * (2 * q + 2 * kv + 3 * intermediate + 2);
+  if (qkv_bias) layer += q + 2 * kv;
+  if (o_bias) layer += hidden;
+  if (mlp_bias) layer += 2 * intermediate + hidden;
+  return layers * layer + vocab * hidden * (tied ? 1 : 2) + hidden;
+}
+
+}  // namespace tessera
