@@ -22,6 +22,7 @@ struct KvCache {
 };
 
 struct Context {
+  explicit Context(Arena& a) : arena(a) {}
   Arena& arena;
   Dtype dtype = Dtype::f32;
   int64_t B = 0, T = 0;

@@ -1,0 +1,227 @@
+#include "train/pass.h"
+
+#include <cassert>
+#include <cstring>
+#include <numeric>
+
+#include "ops/elementwise.h"
+
+namespace tessera {
+namespace {
+
+template <class T>
+Tensor to_arena(Arena& arena, Dtype dtype, Shape shape, const std::vector<T>& values, const char* name) {
+  const Tensor t = arena.take(dtype, shape, name);
+  std::memcpy(t.data, values.data(), values.size() * sizeof(T));
+  return t;
+}
+
+}  // namespace
+
+Pass::Pass(Model& model, Sharded& sharded, Backend& backend, Arena& arena, PassOptions options)
+    : model_(model), sharded_(sharded), backend_(backend), arena_(arena), options_(options) {}
+
+void Pass::ensure_rope(int64_t positions) {
+  if (!cos_.empty() && cos_.shape.dim[0] >= positions) return;
+  const RopeTables t = rope_tables(model_.config, positions);
+  const size_t bytes = t.cos.size() * sizeof(float);
+  rope_memory_ = backend_.allocate(2 * bytes, "rope tables");
+  cos_ = Tensor{rope_memory_.data(), Dtype::f32, {positions, t.half}, &backend_};
+  sin_ = Tensor{rope_memory_.data() + bytes, Dtype::f32, {positions, t.half}, &backend_};
+  backend_.copy(cos_.data, t.cos.data(), bytes);
+  backend_.copy(sin_.data, t.sin.data(), bytes);
+}
+
+Context Pass::context(const Batch& b, bool training) {
+  int32_t last = 0;
+  for (const int32_t p : b.positions) last = std::max(last, p);
+  ensure_rope(std::max<int64_t>(last + 1, cos_.empty() ? 1 : cos_.shape.dim[0]));
+  Context ctx(arena_);
+  ctx.dtype = model_.options.compute;
+  ctx.B = b.B, ctx.T = b.T;
+  ctx.positions = to_arena(arena_, Dtype::i32, {b.B, b.T}, b.positions, "positions");
+  ctx.starts = to_arena(arena_, Dtype::i32, {b.B, b.T}, b.starts, "document starts");
+  ctx.row_keys = to_arena(arena_, Dtype::i64, {b.B}, b.row_keys, "row keys");
+  ctx.cos = cos_, ctx.sin = sin_;
+  ctx.seed = options_.seed;
+  ctx.training = training;
+  return ctx;
+}
+
+Tensor Pass::ids(const Batch& b) { return to_arena(arena_, Dtype::i32, {b.B, b.T}, b.ids, "ids"); }
+
+DecoderLayer& Pass::bound_layer(int l, bool gradients) {
+  const auto view = sharded_.acquire(l);
+  bind(model_, l, view.frozen, view.trainable, gradients && model_.units[size_t(l)].trainable ? sharded_.gradient(l) : Tensor{}, &backend_);
+  return model_.layers[size_t(l)];
+}
+
+Root& Pass::bound_root(bool gradients) {
+  const int unit = model_.root_unit();
+  const auto view = sharded_.acquire(unit);
+  bind(model_, unit, view.frozen, view.trainable, gradients && model_.units[size_t(unit)].trainable ? sharded_.gradient(unit) : Tensor{},
+       &backend_);
+  return model_.root;
+}
+
+// x after the last layer. `inputs` keeps each layer's input, `saved` each layer's activations; without either, two buffers alternate.
+Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<Tensor>* inputs, std::vector<DecoderSaved>* saved,
+                     Watch watch, void* watch_context) {
+  const int layers = int(model_.layers.size());
+  root_embed(x, bound_root(false), ids(b));
+  if (watch) watch(watch_context, -1, x);
+  Tensor spare = inputs ? Tensor{} : base.take(x.rows(), x.cols(), "residual");
+  sharded_.prefetch(0);
+  for (int l = 0; l < layers; ++l) {
+    sharded_.prefetch(l + 1 < layers ? l + 1 : -1);
+    Context ctx = base;
+    if (!caches_.empty()) ctx.cache = &caches_[size_t(l)];
+    const DecoderLayer& layer = bound_layer(l, false);
+    if (inputs) inputs->push_back(x);
+    const Tensor y = inputs ? ctx.take(x.rows(), x.cols(), "residual") : spare;
+    if (saved) {
+      saved->push_back(take_saved(layer, ctx));
+      decoder_forward(y, layer, x, saved->back(), ctx);
+    } else {
+      const ArenaScope scope(arena_);
+      DecoderSaved mine = take_saved(layer, ctx);
+      decoder_forward(y, layer, x, mine, ctx);
+    }
+    sharded_.release(l, !inputs);
+    spare = x;
+    x = y;
+    if (watch) watch(watch_context, l, x);
+  }
+  return x;
+}
+
+// dx_ holds the gradient of the last layer's output on entry, of the embedding's output on return.
+void Pass::backward(const Context& ctx, const std::vector<Tensor>& inputs, const std::vector<DecoderSaved>& saved) {
+  const int layers = int(model_.layers.size());
+  sharded_.prefetch(layers - 1);
+  for (int l = layers - 1; l >= 0; --l) {
+    sharded_.prefetch(l - 1);
+    const ArenaScope scope(arena_);
+    const DecoderLayer& layer = bound_layer(l, true);
+    if (saved.empty()) {
+      DecoderSaved again = take_saved(layer, ctx);
+      decoder_forward(Tensor{}, layer, inputs[size_t(l)], again, ctx);
+      decoder_backward(dx_, layer, again, ctx);
+    } else {
+      decoder_backward(dx_, layer, saved[size_t(l)], ctx);
+    }
+    sharded_.reduce(l);
+    sharded_.release(l, true);
+  }
+}
+
+// The collectives of forward() and of train() for a rank without rows.
+void Pass::forward_nothing(bool training) {
+  const int layers = int(model_.layers.size());
+  sharded_.acquire(model_.root_unit());
+  sharded_.prefetch(0);
+  for (int l = 0; l < layers; ++l) {
+    sharded_.prefetch(l + 1 < layers ? l + 1 : -1);
+    sharded_.acquire(l);
+    sharded_.release(l, !training);
+  }
+}
+
+void Pass::train_nothing() {
+  const auto reduce = [&](int unit) {
+    sharded_.acquire(unit);
+    if (model_.units[size_t(unit)].trainable) sharded_.gradient(unit);
+    sharded_.reduce(unit);
+    sharded_.release(unit, true);
+  };
+  forward_nothing(true);
+  sharded_.prefetch(int(model_.layers.size()) - 1);
+  for (int l = int(model_.layers.size()) - 1; l >= 0; --l) {
+    sharded_.prefetch(l - 1);
+    reduce(l);
+  }
+  reduce(model_.root_unit());
+}
+
+double Pass::train(const Batch& b, float scale) {
+  if (b.B == 0) {
+    train_nothing();
+    return 0;
+  }
+  const ArenaScope scope(arena_);
+  const Context ctx = context(b, true);
+  dx_ = ctx.take(b.B * b.T, model_.config.hidden, "residual gradient");
+  std::vector<Tensor> inputs;
+  std::vector<DecoderSaved> saved;
+  const Tensor x0 = ctx.take(b.B * b.T, model_.config.hidden, "embedded ids");
+  const Tensor x = forward(b, ctx, x0, &inputs, options_.gradient_checkpointing ? nullptr : &saved, nullptr, nullptr);
+  const double loss = root_loss(bound_root(true), x, b.targets, dx_, scale, ctx);
+  backward(ctx, inputs, saved);
+  root_embed_backward(bound_root(true), dx_, ids(b));
+  sharded_.reduce(model_.root_unit());
+  sharded_.release(model_.root_unit(), true);
+  return loss;
+}
+
+double Pass::evaluate(const Batch& b) {
+  if (b.B == 0) {
+    forward_nothing(false);
+    sharded_.release(model_.root_unit(), true);
+    return 0;
+  }
+  const ArenaScope scope(arena_);
+  const Context ctx = context(b, false);
+  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr, nullptr);
+  const double loss = root_loss(bound_root(false), x, b.targets, Tensor{}, 0, ctx);
+  sharded_.release(model_.root_unit(), true);
+  return loss;
+}
+
+std::vector<float> Pass::logits(const Batch& b, Watch watch, void* watch_context) {
+  const ArenaScope scope(arena_);
+  const Context ctx = context(b, false);
+  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, watch, watch_context);
+  std::vector<int32_t> index(size_t(b.B * b.T));
+  std::iota(index.begin(), index.end(), 0);
+  std::vector<float> out(index.size() * size_t(model_.config.vocab));
+  const Tensor logits = arena_.take(Dtype::f32, {b.B * b.T, model_.config.vocab}, "logits");
+  root_logits(logits, bound_root(false), x, index, ctx);
+  sharded_.release(model_.root_unit(), true);
+  std::memcpy(out.data(), logits.data, logits.bytes());
+  return out;
+}
+
+void Pass::begin_generation(int64_t capacity) {
+  const ModelConfig& c = model_.config;
+  const size_t layer_bytes = size_t(capacity * c.kv_heads * c.head_dim) * size_of(model_.options.compute);
+  cache_memory_ = backend_.allocate(2 * layer_bytes * size_t(c.layers), "keys and values");
+  caches_.clear();
+  std::byte* at = cache_memory_.data();
+  for (int64_t l = 0; l < c.layers; ++l, at += 2 * layer_bytes) {
+    const Shape shape{1, capacity, c.kv_heads, c.head_dim};
+    caches_.push_back(
+        {Tensor{at, model_.options.compute, shape, &backend_}, Tensor{at + layer_bytes, model_.options.compute, shape, &backend_}, 0});
+  }
+  ensure_rope(capacity);
+}
+
+std::vector<float> Pass::extend(const std::vector<int32_t>& new_ids) {
+  assert(!caches_.empty() && caches_[0].length + int64_t(new_ids.size()) <= caches_[0].k.shape.dim[1]);
+  Batch b;
+  b.B = 1, b.T = int64_t(new_ids.size());
+  b.ids = new_ids;
+  b.positions.resize(new_ids.size());
+  std::iota(b.positions.begin(), b.positions.end(), int32_t(caches_[0].length));
+  b.starts.assign(new_ids.size(), 0);
+  b.row_keys.assign(1, 0);
+  const ArenaScope scope(arena_);
+  const Context ctx = context(b, false);
+  const Tensor x = forward(b, ctx, ctx.take(b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr, nullptr);
+  for (KvCache& cache : caches_) cache.length += b.T;
+  const Tensor logits = arena_.take(Dtype::f32, {1, model_.config.vocab}, "logits");
+  root_logits(logits, bound_root(false), x, {int32_t(b.T - 1)}, ctx);
+  sharded_.release(model_.root_unit(), true);
+  return {logits.as<float>(), logits.as<float>() + model_.config.vocab};
+}
+
+}  // namespace tessera
