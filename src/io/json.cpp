@@ -73,6 +73,7 @@ class Builder {
 };
 
 Json Builder::build() {
+  if (const size_t zero = text_.find('\0'); zero != std::string::npos) refuse(zero + 1, "a zero byte");  // the library would stop there
   const char* end = text_.data() + text_.size();
   Json::sax_parse(Cursor{text_.data(), &reached_}, Cursor{end, &reached_}, this);
   return std::move(root_);
