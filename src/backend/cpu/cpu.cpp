@@ -1,0 +1,56 @@
+#include "backend/cpu/cpu.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/targets.h"
+#include "core/error.h"
+#include "core/text.h"
+#include "hwy/highway.h"
+
+namespace tessera {
+namespace {
+constexpr size_t huge_page = size_t(2) << 20;
+constexpr int64_t copy_grain = int64_t(1) << 20;  // bytes in a piece of work
+
+void unmap(void* data, size_t bytes) { munmap(data, bytes); }
+
+// The instruction set the kernels run with: the best of those this processor has.
+const char* instruction_set() {
+  const int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
+  return hwy::TargetName(supported & -supported);
+}
+}  // namespace
+
+std::string CpuBackend::describe() const { return str("cpu, ", instruction_set(), ", ", threads_, threads_ == 1 ? " thread" : " threads"); }
+
+// Anonymous pages are zero and cost nothing until they are touched.
+Buffer CpuBackend::allocate(size_t bytes, const char* what) {
+  const size_t size = std::max<size_t>(bytes, 1);
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED)
+    fail(str("memory for ", what), str(human_bytes(bytes), " could not be had: ", strerror(errno)),
+         str("what this machine has, ", human_bytes(total_memory()), " in all"), "use a smaller model, batch or context, or more ranks");
+  if (size >= 4 * huge_page) madvise(data, size, MADV_HUGEPAGE);
+  return Buffer(data, size, unmap);
+}
+
+size_t CpuBackend::total_memory() const { return size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGE_SIZE)); }
+
+void CpuBackend::copy(void* to, const void* from, size_t bytes) {
+  parallel_chunks(threads_, int64_t(bytes), copy_grain, [&](int64_t begin, int64_t end) {
+    std::memcpy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin, size_t(end - begin));
+  });
+}
+
+void CpuBackend::fill_zero(Tensor x) {
+  parallel_chunks(threads_, int64_t(x.bytes()), copy_grain,
+                  [&](int64_t begin, int64_t end) { std::memset(x.as<std::byte>() + begin, 0, size_t(end - begin)); });
+}
+
+}  // namespace tessera
