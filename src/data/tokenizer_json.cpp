@@ -1,0 +1,337 @@
+#include "data/tokenizer_json.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/text.h"
+#include "io/file.h"
+
+namespace tessera::tokenizing {
+namespace {
+
+using nlohmann::json;  // sorted keys: insertion stays fast with 128,000 of them
+
+constexpr char kGpt2Split[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+// Runs `read` on the parsed file; JSON errors become ours.
+template <class F>
+auto with_json(const std::string& path, F&& read) {
+  try {
+    const std::string text = read_file(path);
+    return read(json::parse(text));
+  } catch (const json::exception& e) {
+    fail(path, e.what(), str("the JSON that Hugging Face libraries write to ", file_name(path)), "copy or download the file again");
+  }
+}
+
+// Reads the parts of tokenizer.json; knows where it is for messages.
+class Reader {
+ public:
+  explicit Reader(const std::string& path) : path_(path) {}
+
+  std::vector<Normalizer> normalizers(const json& root) const;
+  std::vector<PreTokenizer> pre_tokenizers(const json& root) const;
+  std::optional<std::vector<Decoder>> decoders(const json& root) const;
+  void post_processor(const json& root, Pipeline&) const;
+  Bpe model(const json& model) const;
+  std::vector<AddedToken> added_tokens(const json& root, const Vocabulary&) const;
+
+ private:
+  [[noreturn]] void unsupported(const std::string& what, const std::string& allowed) const {
+    fail(path_, what + " is not supported yet", allowed, "use a model whose tokenizer needs only these");
+  }
+  [[noreturn]] void wrong(const std::string& what, const std::string& allowed) const {
+    fail(path_, what, allowed, "copy or download the file again");
+  }
+  // Calls `add` with every step of a component, Sequences opened; null has none.
+  template <class F>
+  void for_steps(const json& part, const char* list, F&& add) const {
+    if (part.is_null()) return;
+    const std::string type = part.at("type");
+    if (type != "Sequence") return add(part, type);
+    for (const json& step : part.at(list)) for_steps(step, list, add);
+  }
+  Pattern pattern(const json&) const;
+  Replace replace(const json& step) const { return {pattern(step.at("pattern")), step.at("content").get<std::string>()}; }
+  Behavior behavior(const std::string& name) const;
+  PrependScheme prepend_scheme(const json& step) const;
+  void template_ids(const json& step, Pipeline&) const;
+  Vocabulary vocabulary(const json& vocab) const;
+  MergeTable merges(const json& list, const Vocabulary&) const;
+  int32_t merge_part(const Vocabulary&, std::string_view piece, size_t rank) const;
+  int32_t id(const json&, const std::string& what) const;
+
+  std::string path_;
+};
+
+const json& child(const json& object, const char* key) {
+  static const json null;
+  const auto found = object.find(key);
+  return found == object.end() ? null : *found;
+}
+
+bool flag(const json& object, const char* key, bool otherwise = false) {
+  const json& value = child(object, key);
+  return value.is_null() ? otherwise : value.get<bool>();
+}
+
+std::string text_or_empty(const json& value) { return value.is_null() ? "" : value.get<std::string>(); }
+
+Pattern Reader::pattern(const json& value) const {
+  if (value.contains("String")) return {value["String"], std::nullopt};
+  return {"", Regex(value.at("Regex").get<std::string>(), path_)};
+}
+
+std::vector<Normalizer> Reader::normalizers(const json& root) const {
+  std::vector<Normalizer> out;
+  for_steps(child(root, "normalizer"), "normalizers", [&](const json& step, const std::string& type) {
+    if (type == "Prepend")
+      out.push_back(Prepend{step.at("prepend")});
+    else if (type == "Replace")
+      out.push_back(replace(step));
+    else if (type == "NFC")
+      out.push_back(Nfc{});
+    else if (type == "ByteLevel")
+      out.push_back(ByteLetters{});
+    else
+      unsupported("normalizer " + type, "Prepend, Replace, NFC, ByteLevel, Sequence");
+  });
+  return out;
+}
+
+Behavior Reader::behavior(const std::string& name) const {
+  if (name == "Removed") return Behavior::removed;
+  if (name == "Isolated") return Behavior::isolated;
+  if (name == "MergedWithPrevious") return Behavior::merged_with_previous;
+  if (name == "MergedWithNext") return Behavior::merged_with_next;
+  if (name == "Contiguous") return Behavior::contiguous;
+  wrong("Split with behavior " + name, "Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous");
+}
+
+// Files of older libraries have add_prefix_space instead.
+PrependScheme Reader::prepend_scheme(const json& step) const {
+  const std::string name = text_or_empty(child(step, "prepend_scheme"));
+  if (name.empty()) return flag(step, "add_prefix_space", true) ? PrependScheme::always : PrependScheme::never;
+  if (name == "always") return PrependScheme::always;
+  if (name == "first") return PrependScheme::first;
+  if (name == "never") return PrependScheme::never;
+  wrong("Metaspace with prepend_scheme " + name, "always, first, never");
+}
+
+std::vector<PreTokenizer> Reader::pre_tokenizers(const json& root) const {
+  std::vector<PreTokenizer> out;
+  for_steps(child(root, "pre_tokenizer"), "pretokenizers", [&](const json& step, const std::string& type) {
+    if (type == "ByteLevel") {
+      if (flag(step, "add_prefix_space", true)) out.push_back(PrefixSpace{});
+      if (flag(step, "use_regex", true)) out.push_back(SplitAt{{"", Regex(kGpt2Split, path_)}, Behavior::isolated, false});
+      out.push_back(ByteLetters{});
+    } else if (type == "Split") {
+      out.push_back(SplitAt{pattern(step.at("pattern")), behavior(step.at("behavior")), flag(step, "invert")});
+    } else if (type == "Digits") {
+      const Behavior each = flag(step, "individual_digits") ? Behavior::isolated : Behavior::contiguous;
+      out.push_back(SplitAt{{"", Regex("\\p{N}", path_)}, each, false});
+    } else if (type == "Metaspace") {
+      out.push_back(Metaspace{step.at("replacement"), prepend_scheme(step), flag(step, "split", true)});
+    } else {
+      unsupported("pre_tokenizer " + type, "ByteLevel, Split, Digits, Metaspace, Sequence");
+    }
+  });
+  return out;
+}
+
+std::optional<std::vector<Decoder>> Reader::decoders(const json& root) const {
+  const json& part = child(root, "decoder");
+  if (part.is_null()) return std::nullopt;
+  std::vector<Decoder> out;
+  for_steps(part, "decoders", [&](const json& step, const std::string& type) {
+    if (type == "ByteLevel")
+      out.push_back(FromByteLetters{});
+    else if (type == "ByteFallback")
+      out.push_back(FromByteFallback{});
+    else if (type == "Replace")
+      out.push_back(replace(step));
+    else if (type == "Fuse")
+      out.push_back(Fuse{});
+    else if (type == "Strip")
+      out.push_back(Strip{step.at("content"), step.at("start"), step.at("stop")});
+    else if (type == "Metaspace")
+      out.push_back(FromMetaspace{step.at("replacement"), prepend_scheme(step) != PrependScheme::never});
+    else
+      unsupported("decoder " + type, "ByteLevel, ByteFallback, Replace, Fuse, Strip, Metaspace, Sequence");
+  });
+  return out;
+}
+
+void Reader::template_ids(const json& step, Pipeline& out) const {
+  bool behind = false;
+  for (const json& item : step.at("single")) {
+    if (item.contains("Sequence")) {
+      behind = true;
+      continue;
+    }
+    const std::string name = item.at("SpecialToken").at("id");
+    auto& ids = behind ? out.suffix : out.prefix;
+    for (const json& value : step.at("special_tokens").at(name).at("ids")) ids.push_back(id(value, "special token " + name));
+  }
+  if (!behind) wrong("TemplateProcessing without the sequence A", "a template with the text in it");
+}
+
+void Reader::post_processor(const json& root, Pipeline& out) const {
+  bool found = false;
+  for_steps(child(root, "post_processor"), "processors", [&](const json& step, const std::string& type) {
+    if (type == "ByteLevel") return;  // moves offsets only
+    if (type != "TemplateProcessing") unsupported("post_processor " + type, "TemplateProcessing, ByteLevel, Sequence");
+    if (std::exchange(found, true)) unsupported("a second TemplateProcessing", "one TemplateProcessing");
+    template_ids(step, out);
+  });
+}
+
+int32_t Reader::id(const json& value, const std::string& what) const {
+  const int64_t id = value.get<int64_t>();
+  if (id < 0 || id >= Vocabulary::kMostIds) wrong(str(what, " has id ", id), str("ids from 0 to ", Vocabulary::kMostIds - 1));
+  return int32_t(id);
+}
+
+Vocabulary Reader::vocabulary(const json& vocab) const {
+  int32_t size = 0;
+  for (const auto& [piece, value] : vocab.items()) size = std::max(size, id(value, "token " + piece) + 1);
+  std::vector<std::string> pieces(size);
+  for (const auto& [piece, value] : vocab.items()) pieces[value.get<int32_t>()] = piece;
+  return Vocabulary(std::move(pieces));
+}
+
+int32_t Reader::merge_part(const Vocabulary& vocabulary, std::string_view piece, size_t rank) const {
+  const int32_t id = vocabulary.find(piece);
+  if (id < 0) wrong(str("merge ", rank, " needs the token \"", piece, "\", which the vocabulary has not"), "merges of known tokens");
+  return id;
+}
+
+MergeTable Reader::merges(const json& list, const Vocabulary& vocabulary) const {
+  MergeTable table(list.size());
+  int32_t rank = 0;
+  std::string joined;
+  for (const json& merge : list) {
+    std::string_view left, right;
+    if (merge.is_string()) {
+      const std::string_view text = merge.get_ref<const std::string&>();
+      if (starts_with(text, "#version")) continue;
+      const size_t space = text.find(' ');
+      if (space == text.npos || text.find(' ', space + 1) != text.npos)
+        wrong(str("merge ", rank, " is \"", text, "\""), "two tokens with one space between");
+      left = text.substr(0, space), right = text.substr(space + 1);
+    } else {
+      left = merge.at(0).get_ref<const std::string&>(), right = merge.at(1).get_ref<const std::string&>();
+    }
+    joined.assign(left).append(right);
+    const int32_t left_id = merge_part(vocabulary, left, rank), right_id = merge_part(vocabulary, right, rank);
+    table.set(left_id, right_id, {rank, merge_part(vocabulary, joined, rank)});
+    ++rank;
+  }
+  return table;
+}
+
+Bpe Reader::model(const json& model) const {
+  const std::string type = child(model, "type").is_null() && model.contains("merges") ? "BPE" : text_or_empty(child(model, "type"));
+  if (type != "BPE") unsupported("model type " + (type.empty() ? "(none)" : type), "BPE");
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
+    if (!text_or_empty(child(model, key)).empty()) unsupported(str(key, " \"", text_or_empty(child(model, key)), "\""), "null or \"\"");
+  const json& dropout = child(model, "dropout");
+  if (!dropout.is_null() && dropout.get<double>() != 0) unsupported("BPE dropout", "null or 0");
+
+  Vocabulary vocabulary = this->vocabulary(model.at("vocab"));
+  MergeTable table = merges(model.at("merges"), vocabulary);
+  BpeRules rules{flag(model, "ignore_merges"), flag(model, "byte_fallback"), flag(model, "fuse_unk"), -1};
+  const std::string unk = text_or_empty(child(model, "unk_token"));
+  if (!unk.empty()) rules.unk = vocabulary.find(unk);
+  if (!unk.empty() && rules.unk < 0) wrong("unk_token \"" + unk + "\" is not in the vocabulary", "a token of the vocabulary");
+  return Bpe(std::move(vocabulary), std::move(table), rules);
+}
+
+AddedToken added_token(const json& value) {
+  AddedToken token;
+  token.content = value.at("content").get<std::string>();
+  token.single_word = flag(value, "single_word");
+  token.lstrip = flag(value, "lstrip");
+  token.rstrip = flag(value, "rstrip");
+  token.special = flag(value, "special");
+  token.normalized = flag(value, "normalized", !token.special);
+  return token;
+}
+
+std::vector<AddedToken> Reader::added_tokens(const json& root, const Vocabulary& vocabulary) const {
+  std::vector<AddedToken> out;
+  const json& list = child(root, "added_tokens");
+  if (list.is_null()) return out;
+  for (const json& value : list) {
+    AddedToken token = added_token(value);
+    if (token.content.empty()) continue;
+    const int32_t known = vocabulary.find(token.content);
+    token.id = known >= 0 ? known : id(value.at("id"), "added token " + token.content);
+    out.push_back(std::move(token));
+  }
+  return out;
+}
+
+TokenName token_name(const json& root, const char* key) {
+  if (!root.contains(key)) return {};
+  const json& value = root[key];
+  return {true, text_or_empty(value.is_object() ? child(value, "content") : value)};
+}
+
+std::optional<bool> choice(const json& root, const char* key) {
+  const json& value = child(root, key);
+  return value.is_null() ? std::nullopt : std::optional<bool>(value.get<bool>());
+}
+
+}  // namespace
+
+Pipeline read_tokenizer_json(const std::string& path) {
+  return with_json(path, [&](const json& root) {
+    const Reader reader(path);
+    Bpe model = reader.model(root.at("model"));
+    std::vector<AddedToken> added = reader.added_tokens(root, model.vocabulary());
+    std::vector<Normalizer> normalizers = reader.normalizers(root);
+    AddedTokens found(std::move(added), normalizers);
+    Pipeline out{file_name(path),      std::move(found), std::move(normalizers), reader.pre_tokenizers(root), std::move(model), {}, {},
+                 reader.decoders(root)};
+    reader.post_processor(root, out);
+    return out;
+  });
+}
+
+TokenizerConfig read_tokenizer_config(const std::string& path) {
+  if (!file_exists(path)) return {};
+  return with_json(path, [&](const json& root) {
+    TokenizerConfig out;
+    out.bos = token_name(root, "bos_token");
+    out.eos = token_name(root, "eos_token");
+    out.pad = token_name(root, "pad_token");
+    out.add_bos = choice(root, "add_bos_token");
+    out.add_eos = choice(root, "add_eos_token");
+    const json& added = child(root, "added_tokens_decoder");
+    if (added.is_null()) return out;
+    for (const auto& [id, value] : added.items()) {
+      const bool number = !id.empty() && id.size() < 9 && std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
+      if (!number) fail(path, "added_tokens_decoder has the key \"" + id + "\"", "token ids", "correct the file");
+      out.added.push_back(added_token(value));
+      out.added.back().id = std::stoi(id);
+    }
+    return out;
+  });
+}
+
+std::vector<AddedToken> read_added_tokens(const std::string& path) {
+  if (!file_exists(path)) return {};
+  return with_json(path, [&](const json& root) {
+    std::vector<AddedToken> out;
+    for (const auto& [content, id] : root.items()) {
+      AddedToken& token = out.emplace_back();
+      token.id = id.get<int32_t>();
+      token.content = content;
+    }
+    return out;
+  });
+}
+
+}  // namespace tessera::tokenizing
