@@ -12,6 +12,7 @@ namespace tessera {
 std::string shared(const std::string& relative) { return std::string(TESSERA_SHARED) + "/" + relative; }
 bool have_shared() { return folder_exists(TESSERA_SHARED); }
 std::string shared_text(const std::string& relative) { return read_file(shared(relative)); }
+std::string sha256_of(const void* data, size_t bytes) { return sha256_hex({static_cast<const std::byte*>(data), bytes}); }
 
 struct GoldenFile::Impl {
   TensorFiles files;

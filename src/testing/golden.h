@@ -19,6 +19,13 @@ bool have_shared();
 // A whole file as text. A test that wants JSON parses it: nlohmann::ordered_json::parse(shared_text("golden/...json")).
 std::string shared_text(const std::string& relative);
 
+// SHA-256 of the elements' bytes, in hexadecimal.
+std::string sha256_of(const void* data, size_t bytes);
+template <class T>
+std::string sha256_of(const std::vector<T>& elements) {
+  return sha256_of(elements.data(), elements.size() * sizeof(T));
+}
+
 // The tensors of a .safetensors file, or of a model folder, under ../shared. Unknown names throw Error.
 class GoldenFile {
  public:
