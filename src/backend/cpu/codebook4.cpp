@@ -1,0 +1,250 @@
+// 4-bit codes. Source of the rules: bitsandbytes' CUDA kernels (kQuantizeBlockwise, kDequantizeBlockwise): reciprocal and product in
+// float, numbers below 2^-126 count as zero, NaN never is the largest and takes code 0.
+#include <cfloat>
+#include <cstring>
+
+#include "backend/cpu/cpu.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backend/cpu/codebook4.cpp"
+#include "hwy/foreach_target.h"
+// foreach_target.h comes before the headers it compiles again
+#include "backend/cpu/simd.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tessera {
+namespace HWY_NAMESPACE {
+namespace {
+constexpr int64_t most_in_block = 4096;
+
+// 2N consecutive elements as float: those of even and those of odd index.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void load_pairs(D d, const float* x, V& even, V& odd) {
+  hn::LoadInterleaved2(d, x, even, odd);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void load_pairs(D d, const Bf16* x, V& even, V& odd) {
+  const hn::RebindToUnsigned<D> du;
+  const auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(x));
+  even = hn::BitCast(d, hn::ShiftLeft<16>(both));
+  odd = hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u)));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void load_pairs(D d, const F16* x, V& even, V& odd) {
+  const hn::Rebind<hwy::float16_t, D> dh;
+  const auto* p = reinterpret_cast<const hwy::float16_t*>(x);
+  const auto a = hn::PromoteTo(d, hn::LoadU(dh, p)), b = hn::PromoteTo(d, hn::LoadU(dh, p + hn::Lanes(d)));
+  even = hn::ConcatEven(d, b, a);
+  odd = hn::ConcatOdd(d, b, a);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V flush(D d, V x) {
+  return hn::IfThenZeroElse(hn::Lt(hn::Abs(x), hn::Set(d, FLT_MIN)), x);
+}
+
+// The 15 thresholds in the order a binary search asks for them.
+struct Search {
+  float first, second[2];
+  HWY_ALIGN float third[16] = {}, fourth[16] = {};  // 4 and 8 values, at the front
+  explicit Search(const float* table) {
+    const auto threshold = [&](int i) { return (table[i] + table[i + 1]) / 2; };
+    first = threshold(7);
+    for (int i = 0; i < 2; ++i) second[i] = threshold(8 * i + 3);
+    for (int i = 0; i < 4; ++i) third[i] = threshold(4 * i + 1);
+    for (int i = 0; i < 8; ++i) fourth[i] = threshold(2 * i);
+  }
+};
+
+// table[index] for up to 8 values.
+template <class D, class V = hn::Vec<D>, class VI = hn::Vec<hn::RebindToSigned<D>>>
+HWY_INLINE V look_up8(D d, const float* table, VI index) {
+  if constexpr (hn::MaxLanes(D()) >= 8) return hn::TableLookupLanes(hn::Load(d, table), hn::IndicesFromVec(d, index));
+  const hn::RebindToSigned<D> di;
+  const auto four = hn::Set(di, 4), low = hn::And(index, hn::Set(di, 3));
+  const auto at = hn::IndicesFromVec(d, low);
+  const auto upper = hn::RebindMask(d, hn::Eq(hn::And(index, four), four));
+  return hn::IfThenElse(upper, hn::TableLookupLanes(hn::LoadU(d, table + 4), at), hn::TableLookupLanes(hn::Load(d, table), at));
+}
+
+// The number of thresholds below y; 0 for NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> code_of(D d, V y, const Search& search) {
+  const hn::RebindToSigned<D> di;
+  const auto one = hn::Set(di, 1);
+  const auto append = [&](auto code, auto above) {
+    code = hn::Add(code, code);
+    return hn::IfThenElse(hn::RebindMask(di, above), hn::Add(code, one), code);
+  };
+  const auto upper = hn::Gt(y, hn::Set(d, search.first));
+  auto code = hn::IfThenElseZero(hn::RebindMask(di, upper), one);
+  code = append(code, hn::Gt(y, hn::IfThenElse(upper, hn::Set(d, search.second[1]), hn::Set(d, search.second[0]))));
+  code = append(code, hn::Gt(y, look_up8(d, search.third, code)));
+  return append(code, hn::Gt(y, look_up8(d, search.fourth, code)));
+}
+
+// One whole block. Returns its largest magnitude.
+template <class T>
+float encode_block(uint8_t* codes, const T* x, const Search& search, int64_t block) {
+  const hn::ScalableTag<float> d;
+  const hn::Rebind<uint8_t, decltype(d)> d8;
+  const int64_t step = 2 * int64_t(hn::Lanes(d));
+  hn::Vec<decltype(d)> even, odd;
+
+  auto largest = hn::Set(d, -FLT_MAX);
+  for (int64_t i = 0; i < block; i += step) {
+    load_pairs(d, x + i, even, odd);
+    for (const auto v : {hn::Abs(flush(d, even)), hn::Abs(flush(d, odd))}) largest = hn::IfThenElse(hn::Gt(v, largest), v, largest);
+  }
+  const float absmax = hn::GetLane(hn::MaxOfLanes(d, largest));
+  const float reciprocal = 1 / absmax;
+  const auto inverse = flush(d, hn::Set(d, reciprocal));
+
+  for (int64_t i = 0; i < block; i += step) {
+    load_pairs(d, x + i, even, odd);
+    const auto high = code_of(d, hn::Mul(flush(d, even), inverse), search);
+    const auto low = code_of(d, hn::Mul(flush(d, odd), inverse), search);
+    hn::StoreU(hn::DemoteTo(d8, hn::Or(hn::ShiftLeft<4>(high), low)), d8, codes + i / 2);
+  }
+  return absmax;
+}
+
+// Blocks [begin, end) of x (n). A short last block is encoded as if zeros followed.
+template <class T>
+void encode_range(uint8_t* codes, float* absmax, const T* x, int64_t n, const Search& search, int64_t block, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t at = b * block, count = n - at;
+    if (count >= block) {
+      absmax[b] = encode_block(codes + at / 2, x + at, search, block);
+      continue;
+    }
+    T padded[most_in_block] = {};
+    uint8_t bytes[most_in_block / 2];
+    std::memcpy(static_cast<void*>(padded), x + at, size_t(count) * sizeof(T));
+    absmax[b] = encode_block(bytes, padded, search, block);
+    std::memcpy(codes + at / 2, bytes, size_t(count + 1) / 2);
+  }
+}
+
+void encode(uint8_t* codes, float* absmax, Tensor x, const float* table, int64_t block, int64_t begin, int64_t end) {
+  const Search search(table);
+  const int64_t n = x.size();
+  if (x.dtype == Dtype::bf16) return encode_range(codes, absmax, x.as<const Bf16>(), n, search, block, begin, end);
+  if (x.dtype == Dtype::f16) return encode_range(codes, absmax, x.as<const F16>(), n, search, block, begin, end);
+  encode_range(codes, absmax, x.as<const float>(), n, search, block, begin, end);
+}
+
+// The products of the 16 table values and one scale, rounded to T and cut into bytes: planes[k][c] is byte k of the value of code c.
+// A block has only 16 different values, so decoding is a lookup of bytes.
+template <class T>
+struct Products {
+  HWY_ALIGN uint8_t planes[sizeof(T)][16];
+};
+
+template <class T>
+HWY_INLINE void multiply(Products<T>& out, const float* table, float scale) {
+  const hn::CappedTag<float, 16> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const hn::Rebind<uint8_t, decltype(d)> d8;
+  for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
+    auto value = hn::Mul(hn::LoadU(d, table + i), hn::Set(d, scale));
+    value = hn::CopySign(flush(d, value), value);
+    auto bits = hn::BitCast(du, value);
+    if constexpr (sizeof(T) == 2) {
+      const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+      const auto nearest = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+      const auto quiet = hn::Or(bits, hn::Set(du, 0x400000));
+      bits = hn::ShiftRight<16>(hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), quiet, nearest));
+    }
+    for (size_t k = 0; k < sizeof(T); ++k, bits = hn::ShiftRight<8>(bits))
+      hn::StoreU(hn::TruncateTo(d8, hn::And(bits, hn::Set(du, 0xff))), d8, out.planes[k] + i);
+  }
+}
+
+// 32 values from 16 bytes of codes.
+HWY_INLINE void look_up(Bf16* out, const uint8_t* codes, const Products<Bf16>& products) {
+  const hn::FixedTag<uint8_t, 16> d;
+  const auto both = hn::LoadU(d, codes), high = hn::ShiftRight<4>(both), low = hn::And(both, hn::Set(d, 15));
+  const auto p0 = hn::Load(d, products.planes[0]), p1 = hn::Load(d, products.planes[1]);
+  hn::StoreInterleaved4(hn::TableLookupBytes(p0, high), hn::TableLookupBytes(p1, high), hn::TableLookupBytes(p0, low),
+                        hn::TableLookupBytes(p1, low), d, reinterpret_cast<uint8_t*>(out));
+}
+
+HWY_INLINE void look_up(float* out, const uint8_t* codes, const Products<float>& products) {
+  const hn::FixedTag<uint8_t, 16> d;
+  const hn::FixedTag<float, 4> df;
+  const auto both = hn::LoadU(d, codes);
+  const auto p0 = hn::Load(d, products.planes[0]), p1 = hn::Load(d, products.planes[1]);
+  const auto p2 = hn::Load(d, products.planes[2]), p3 = hn::Load(d, products.planes[3]);
+  HWY_ALIGN float part[2][16];
+  int index = 0;
+  for (const auto code : {hn::ShiftRight<4>(both), hn::And(both, hn::Set(d, 15))})
+    hn::StoreInterleaved4(hn::TableLookupBytes(p0, code), hn::TableLookupBytes(p1, code), hn::TableLookupBytes(p2, code),
+                          hn::TableLookupBytes(p3, code), d, reinterpret_cast<uint8_t*>(part[index++]));
+  for (int i = 0; i < 16; i += 4) hn::StoreInterleaved2(hn::Load(df, part[0] + i), hn::Load(df, part[1] + i), df, out + 2 * i);
+}
+
+template <class T>
+void decode_range(T* out, const uint8_t* codes, const float* absmax, const float* table, int64_t n, int64_t block, int64_t begin,
+                  int64_t end) {
+  Products<T> products;
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t first = b * block, last = std::min(n, first + block);
+    multiply(products, table, absmax[b]);
+    int64_t i = first;
+    for (; i + 32 <= last; i += 32) look_up(out + i, codes + i / 2, products);
+    if (i == last) continue;
+    T rest[32];
+    uint8_t bytes[16] = {};
+    std::memcpy(bytes, codes + i / 2, size_t(last - i + 1) / 2);
+    look_up(rest, bytes, products);
+    std::memcpy(static_cast<void*>(out + i), rest, size_t(last - i) * sizeof(T));
+  }
+}
+
+void decode(Tensor out, const uint8_t* codes, const float* absmax, const float* table, int64_t block, int64_t begin, int64_t end) {
+  dispatch_float(out.dtype, [&]<class T>() { decode_range(out.as<T>(), codes, absmax, table, out.size(), block, begin, end); });
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace tessera
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tessera {
+
+HWY_EXPORT(encode);
+HWY_EXPORT(decode);
+
+// About this many elements are one piece of parallel work.
+constexpr int64_t grain4 = 1 << 16;
+
+void CpuBackend::codebook4_encode(Tensor codes, Tensor absmax, Tensor x, const float* table, int64_t block) {
+  parallel_chunks(threads_, absmax.size(), grain4 / block, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(encode)(codes.as<uint8_t>(), absmax.as<float>(), x, table, block, begin, end);
+  });
+}
+
+void CpuBackend::codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) {
+  parallel_chunks(threads_, absmax.size(), grain4 / block, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(decode)(out, codes.as<const uint8_t>(), absmax.as<const float>(), table, block, begin, end);
+  });
+}
+
+void CpuBackend::nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const float* map) {
+  const auto* codes = q.as<const uint8_t>();
+  const auto* scales = scale.as<const float>();
+  const float shift = *offset.as<const float>();
+  parallel_chunks(threads_, absmax.size(), grain4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) absmax.as<float>()[i] = map[codes[i]] * scales[i / 256] + shift;
+  });
+}
+
+}  // namespace tessera
+#endif
