@@ -1,11 +1,17 @@
 // AdamW (Loshchilov and Hutter, 2019) in torch's order of operations, on flat f32 arrays; sums of squares for clipping.
 #pragma once
-#include "core/kernel_options.h"
+#include <vector>
+
+#include "core/arena.h"
 #include "core/tensor.h"
 
 namespace tessera {
 
+struct AdamwStep;  // backend/backend.h
+
 void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&);
 void square_sums(Tensor sums, Tensor x);  // sums (ceil(n/64)) f64 of blocks of 64
+// The same sums appended to a host vector; scratch holds them on the device meanwhile.
+void append_square_sums(std::vector<double>& sums, Tensor x, Arena& scratch);
 
 }  // namespace tessera

@@ -1,0 +1,30 @@
+#include "ops/adamw.h"
+
+#include <cassert>
+
+#include "backend/backend.h"
+
+namespace tessera {
+
+void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep& step) {
+  for ([[maybe_unused]] Tensor t : {value, m, v, gradient}) assert(t.dtype == Dtype::f32 && t.size() == value.size());
+  assert(step.step >= 1);
+  if (value.size()) value.home->adamw(value, m, v, gradient, step);
+}
+
+void square_sums(Tensor sums, Tensor x) {
+  assert(x.dtype == Dtype::f32 && sums.dtype == Dtype::f64 && sums.size() == (x.size() + 63) / 64);
+  if (x.size()) x.home->square_sums(sums, x);
+}
+
+void append_square_sums(std::vector<double>& sums, Tensor x, Arena& scratch) {
+  if (!x.size()) return;
+  ArenaScope scope(scratch);
+  const Tensor blocks = scratch.take(Dtype::f64, {(x.size() + 63) / 64}, "sums of squares");
+  square_sums(blocks, x);
+  const size_t before = sums.size();
+  sums.resize(before + size_t(blocks.size()));
+  x.home->copy(sums.data() + before, blocks.data, blocks.bytes());
+}
+
+}  // namespace tessera
