@@ -1,0 +1,55 @@
+#include "optim/clip.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/adamw.h"
+
+namespace tessera {
+
+namespace {
+
+using Wide = __int128;
+
+Wide join(SquareSum::Total t) { return Wide((unsigned __int128)(uint64_t(t.high)) << 64 | t.low); }
+SquareSum::Total split(Wide w) { return {int64_t(w >> 64), uint64_t(w)}; }
+
+// The largest block sum counts between 2^80 and 2^81: 2^46 blocks fit, and what is cut off stays far below a double's last bit.
+constexpr int bits = 80;
+
+}  // namespace
+
+void SquareSum::add(Tensor x, Arena& scratch) {
+  const size_t before = blocks_.size();
+  append_square_sums(blocks_, x, scratch);
+  finite_ = finite_ && std::all_of(blocks_.begin() + ptrdiff_t(before), blocks_.end(), [](double sum) { return std::isfinite(sum); });
+}
+
+double SquareSum::largest() const {
+  if (!finite_) return std::numeric_limits<double>::infinity();
+  return blocks_.empty() ? 0.0 : *std::max_element(blocks_.begin(), blocks_.end());
+}
+
+int SquareSum::exponent_for(double largest_of_all) {
+  if (largest_of_all == 0 || !std::isfinite(largest_of_all)) return 0;
+  return std::ilogb(largest_of_all) - bits;
+}
+
+SquareSum::Total SquareSum::total(int exponent) const {
+  Wide sum = 0;
+  if (finite_)
+    for (double block : blocks_) sum += Wide(std::ldexp(block, -exponent));
+  return split(sum);
+}
+
+SquareSum::Total SquareSum::sum(Total a, Total b) { return split(join(a) + join(b)); }
+double SquareSum::value(Total total, int exponent) { return std::ldexp(double(join(total)), exponent); }
+
+float clip_coefficient(float norm, float max_norm) {
+  if (max_norm <= 0) return 1;
+  const float coefficient = 1 / (norm + 1e-6f) * max_norm;  // torch divides a number by a tensor as reciprocal times number
+  return coefficient > 1 ? 1 : coefficient;                 // NaN stays NaN
+}
+
+}  // namespace tessera

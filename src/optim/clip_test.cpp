@@ -1,0 +1,132 @@
+#include "optim/clip.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "backend/backend.h"
+#include "core/rng.h"
+#include "testing/golden.h"
+#include "testing/gradients.h"
+
+namespace tessera {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+class ClipTest : public testing::Test {
+ protected:
+  // The square of the norm when the given tensors of each rank are summed on that rank.
+  double square(const std::vector<std::vector<Tensor>>& ranks) {
+    std::vector<SquareSum> sums(ranks.size());
+    double largest = 0;
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      for (Tensor x : ranks[r]) sums[r].add(x, arena_);
+      largest = std::max(largest, sums[r].largest());
+    }
+    const int exponent = SquareSum::exponent_for(largest);
+    SquareSum::Total total;
+    for (const SquareSum& sum : sums) total = SquareSum::sum(total, sum.total(exponent));
+    return SquareSum::value(total, exponent);
+  }
+  Tensor piece(Tensor x, int64_t begin, int64_t end) {
+    x.data = x.as<float>() + begin;
+    x.shape = {end - begin};
+    return x;
+  }
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", 2);
+  TestMemory memory_{*backend_};
+  Arena arena_{backend_.get(), backend_->allocate(1 << 20, "test")};
+};
+
+TEST_F(ClipTest, AnyCutGivesTheSameBits) {
+  const int64_t blocks = 500, n = 64 * blocks - 17;
+  const Tensor x = memory_.random(Dtype::f32, {n}, 11);
+  for (int64_t i = 0; i < n; ++i) x.as<float>()[i] *= std::exp2(float(i % 37 - 18));  // block sums of very different size
+  double plain = 0;
+  for (int64_t i = 0; i < n; ++i) plain += double(x.as<float>()[i]) * x.as<float>()[i];
+  const double whole = square({{x}});
+  EXPECT_NEAR(whole, plain, 1e-12 * plain);
+
+  const Rng rng(5, Purpose::shuffle);
+  uint64_t draw = 0;
+  for (int round = 0; round < 40; ++round) {
+    std::vector<std::vector<Tensor>> ranks(1 + rng.below(draw++, 4));
+    for (int64_t begin = 0; begin < blocks;) {
+      const int64_t end = std::min<int64_t>(blocks, begin + 1 + int64_t(rng.below(draw++, 100)));
+      ranks[rng.below(draw++, ranks.size())].push_back(piece(x, 64 * begin, std::min(n, 64 * end)));
+      begin = end;
+    }
+    EXPECT_EQ(square(ranks), whole) << round;
+  }
+}
+
+TEST_F(ClipTest, ExtremeSizes) {
+  EXPECT_EQ(square({{memory_.zeros(Dtype::f32, {1000})}}), 0);
+  EXPECT_EQ(square({{}, {}}), 0);
+  for (const double size : {1e-30, 1e-20, 1.0, 1e20, 1e30}) {
+    const Tensor x = memory_.of(Dtype::f32, {300}, std::vector<double>(300, size));
+    const double one = x.as<float>()[0];
+    EXPECT_NEAR(square({{x}}), 300 * one * one, 1e-12 * 300 * one * one) << size;
+  }
+  const Tensor large = memory_.of(Dtype::f32, {64}, std::vector<double>(64, 1e30));
+  const Tensor small = memory_.of(Dtype::f32, {64}, std::vector<double>(64, 1e-30));
+  EXPECT_EQ(square({{large}, {small}}), square({{large}}));
+}
+
+TEST_F(ClipTest, NotFinite) {
+  for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+    SquareSum sum;
+    sum.add(memory_.random(Dtype::f32, {640}, 1), arena_);
+    EXPECT_TRUE(sum.finite());
+    sum.add(memory_.of(Dtype::f32, {3}, {1, bad, 2}), arena_);
+    EXPECT_FALSE(sum.finite());
+    EXPECT_EQ(sum.largest(), INFINITY);
+  }
+}
+
+TEST_F(ClipTest, Golden) {
+  NEEDS_SHARED();
+  const Json cases = Json::parse(shared_text("golden/quant/optim/clip_grad_norm.json"))["cases"];
+  const GoldenFile golden("golden/quant/optim/clip_grad_norm.safetensors");
+  for (const Json& row : cases) {
+    SCOPED_TRACE(row["name"].get<std::string>());
+    std::vector<Tensor> gradients;
+    for (const auto& name : row["grads"]) {
+      const auto values = golden.doubles(name);
+      gradients.push_back(memory_.of(Dtype::f32, {int64_t(values.size())}, values));
+    }
+    if (!row.contains("total_norm_fp64")) {
+      SquareSum sum;
+      for (Tensor g : gradients) sum.add(g, arena_);
+      EXPECT_FALSE(sum.finite());
+      continue;
+    }
+    const double norm = std::sqrt(square({gradients})), exact = row["total_norm_fp64"];
+    EXPECT_NEAR(norm, exact, 1e-12 * exact);
+    const double torch_norm = golden.doubles(row["fsdp_total_norm"])[0];
+    EXPECT_NEAR(norm, torch_norm, 1e-6 * torch_norm);
+
+    const float max_norm = row["max_norm"], coefficient = clip_coefficient(float(norm), max_norm);
+    if (row["dtype"] != "float32" || max_norm == 0) continue;  // bf16: torch rounds the products; 0: we do not clip
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      const auto clipped = golden.doubles(row["clipped"][i]);
+      for (size_t k = 0; k < clipped.size(); ++k)
+        ASSERT_NEAR(gradients[i].as<float>()[k] * coefficient, clipped[k], 1e-6 * std::abs(clipped[k]));
+    }
+  }
+}
+
+TEST(ClipCoefficient, Values) {
+  EXPECT_EQ(clip_coefficient(0.5f, 1), 1);
+  EXPECT_EQ(clip_coefficient(0, 1), 1);
+  EXPECT_EQ(clip_coefficient(100, 0), 1);
+  EXPECT_EQ(clip_coefficient(100, -1), 1);
+  EXPECT_FLOAT_EQ(clip_coefficient(4, 1), 0.25f);
+  EXPECT_TRUE(std::isnan(clip_coefficient(NAN, 1)));
+}
+
+}  // namespace
+}  // namespace tessera
