@@ -10,7 +10,7 @@
 
 namespace tessera {
 namespace {
-int log_rank = 0, log_size = 1;
+thread_local int log_rank = 0, log_size = 1;
 
 spdlog::logger& logger() {
   static const auto instance = [] {

@@ -5,7 +5,7 @@
 
 namespace tessera {
 
-void set_log_rank(int rank, int size);  // call once, before the first line
+void set_log_rank(int rank, int size);  // of this thread (ranks may be threads); call before the first line
 bool speaks();                          // true on rank 0
 
 void say(const std::string& line);       // a plain line

@@ -1,0 +1,53 @@
+# What a user and CI type. Everything is built in build/ in Release with the ordinary compiler.
+#   make quickstart   packages, build, fine-tune the bundled model on 2 ranks, print a sample before and after
+#   make test         packages, build, all tests
+#   make build        the program at build/tessera
+#   make asan         the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make model        trains the bundled model again from random weights (examples/tiny)
+#   make format check-format budget
+BUILD ?= build
+JOBS ?= $(shell nproc)
+PACKAGES = g++ cmake ninja-build libdnnl-dev libhwy-dev libmpich-dev mpich libyaml-cpp-dev nlohmann-json3-dev libsimdjson-dev \
+  libspdlog-dev libfmt-dev libpcre2-dev libsentencepiece-dev libssl-dev
+TEST_PACKAGES = libgtest-dev clang-format-14 python3
+TINY = examples/tiny
+
+.PHONY: quickstart test build packages test-packages unit asan model format check-format budget clean
+
+build: packages
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF
+	cmake --build $(BUILD) -j $(JOBS) --target tessera
+
+packages:
+	@scripts/packages.sh $(PACKAGES)
+
+test-packages: packages
+	@scripts/packages.sh $(TEST_PACKAGES)
+
+test: test-packages check-format budget
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+
+asan: test-packages
+	cmake -S . -B $(BUILD)-asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTESSERA_TESTS=ON -DTESSERA_SANITIZE=ON
+	cmake --build $(BUILD)-asan -j $(JOBS)
+	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(BUILD)-asan --output-on-failure -j $(JOBS) -L unit
+
+quickstart: build
+	@scripts/quickstart.sh $(BUILD)/tessera $(TINY)
+
+model: build
+	@scripts/make_tiny_model.sh $(BUILD)/tessera $(TINY)
+
+format:
+	@git ls-files -co --exclude-standard '*.h' '*.cpp' | xargs clang-format-14 -i
+
+check-format:
+	@git ls-files '*.h' '*.cpp' | xargs clang-format-14 --dry-run --Werror
+
+budget:
+	@python3 scripts/budget.py
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan out

@@ -1,0 +1,129 @@
+#include "nn/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "nn/nn_test.h"
+#include "ops/elementwise.h"
+#include "quant/codebook4.h"
+
+namespace tessera {
+namespace {
+
+struct LinearCase {
+  const char* name;
+  bool trains, bias;
+  int64_t rank;
+  float dropout;
+};
+
+class LinearGradients : public testing::TestWithParam<LinearCase> {};
+
+TEST_P(LinearGradients, MatchFiniteDifferences) {
+  const LinearCase& c = GetParam();
+  NnTest t;
+  Context ctx = t.context(2, 5, 4);
+  ctx.training = true;
+  Linear l = t.linear("mlp.up_proj", 7, 6, 1, c.trains, c.bias, c.rank, c.dropout);
+  const Tensor x = t.memory.random(Dtype::f32, {10, 6}, 2), y = t.memory.zeros(Dtype::f32, {10, 7}),
+               dx = t.memory.zeros(Dtype::f32, {10, 6});
+  Trainable trainable(l);
+  LinearSaved saved = take_saved(l, 10, ctx);
+  GradientCheck check;
+  check.inputs = trainable.values, check.gradients = trainable.gradients;
+  check.inputs.push_back(x), check.gradients.push_back(dx);
+  check.out = y;
+  check.forward = [&] { linear_forward(y, l, x, &saved, ctx); };
+  check.backward = [&](Tensor dy) {
+    trainable.zero();
+    linear_backward(dx, false, l, dy, x, saved, ctx);
+  };
+  expect_gradients(check, t.memory);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, LinearGradients,
+                         testing::Values(LinearCase{"dense", true, false, 0, 0}, LinearCase{"bias", true, true, 0, 0},
+                                         LinearCase{"adapter", false, false, 3, 0},
+                                         LinearCase{"adapter_on_training_base", true, true, 2, 0},
+                                         LinearCase{"dropout", false, false, 3, 0.4f}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(Linear, GradientsOfParametersAccumulateAndThatOfXOverwrites) {
+  NnTest t;
+  const Context ctx = t.context(1, 4, 4);
+  Linear l = t.linear("q", 5, 6, 1, true, true, 2);
+  const Tensor x = t.memory.random(Dtype::f32, {4, 6}, 2), y = t.memory.zeros(Dtype::f32, {4, 5}),
+               dy = t.memory.random(Dtype::f32, {4, 5}, 3), dx = t.memory.random(Dtype::f32, {4, 6}, 4);
+  LinearSaved saved = take_saved(l, 4, ctx);
+  linear_forward(y, l, x, &saved, ctx);
+  linear_backward(dx, false, l, dy, x, saved, ctx);
+  Trainable trainable(l);
+  std::vector<std::vector<double>> once;
+  for (const Tensor& g : trainable.gradients) once.push_back(to_doubles(g));
+  const auto dx_once = to_doubles(dx);
+  linear_backward(dx, false, l, dy, x, saved, ctx);
+  EXPECT_EQ(to_doubles(dx), dx_once);
+  for (size_t i = 0; i < once.size(); ++i) {
+    for (double& v : once[i]) v *= 2;
+    expect_close(trainable.gradients[i], once[i], 1e-6, "accumulated");
+  }
+  linear_backward(dx, true, l, dy, x, saved, ctx);
+  std::vector<double> twice = dx_once;
+  for (double& v : twice) v *= 2;
+  expect_close(dx, twice, 1e-6, "dx_accumulates");
+}
+
+// A quantized base computes with exactly its decoded weights.
+TEST(Linear, Nf4BaseIsItsDecodedMatrix) {
+  NnTest t;
+  const Context ctx = t.context(1, 3, 4);
+  for (const bool nested : {false, true}) {
+    Linear l;
+    l.weight = make_weight(find_format("nf4"), nested, 8, 64, Dtype::f32, false);
+    auto& codes = std::get<Codebook4>(l.weight.store);
+    parts(l.weight, [&](const char*, Param& p) { p.value = t.memory.zeros(p.value.dtype, p.value.shape); });
+    for (int64_t i = 0; i < codes.codes.value.size(); ++i) codes.codes.value.as<uint8_t>()[i] = uint8_t(i * 37);
+    if (nested) {
+      for (int64_t i = 0; i < 8; ++i) codes.absmax_codes.value.as<uint8_t>()[i] = uint8_t(100 + 20 * i);
+      codes.nested_absmax.value.as<float>()[0] = 0.3f, codes.nested_offset.value.as<float>()[0] = 0.7f;
+    } else {
+      for (int64_t i = 0; i < 8; ++i) codes.absmax.value.as<float>()[i] = 0.1f * float(i + 1);
+    }
+    const Tensor w = t.memory.zeros(Dtype::f32, {8, 64}), x = t.memory.random(Dtype::f32, {3, 64}, 6),
+                 y = t.memory.zeros(Dtype::f32, {3, 8}), dy = t.memory.random(Dtype::f32, {3, 8}, 7),
+                 dx = t.memory.zeros(Dtype::f32, {3, 64});
+    decode(w, codes, t.memory.zeros(Dtype::f32, {8}));
+    linear_forward(y, l, x, nullptr, ctx);
+    linear_backward(dx, false, l, dy, x, {}, ctx);
+    std::vector<double> wanted(24, 0), wanted_dx(192, 0);
+    for (int r = 0; r < 3; ++r)
+      for (int o = 0; o < 8; ++o)
+        for (int i = 0; i < 64; ++i) {
+          wanted[size_t(r * 8 + o)] += double(x.as<float>()[r * 64 + i]) * w.as<float>()[o * 64 + i];
+          wanted_dx[size_t(r * 64 + i)] += double(dy.as<float>()[r * 8 + o]) * w.as<float>()[o * 64 + i];
+        }
+    expect_close(y, wanted, 1e-6, "y");
+    expect_close(dx, wanted_dx, 1e-6, "dx");
+  }
+}
+
+// Dropout acts in training only, and its mask belongs to the sample, not to its place in the batch.
+TEST(Linear, DropoutBelongsToTheSample) {
+  NnTest t;
+  Context ctx = t.context(2, 3, 4);
+  const Linear l = t.linear("v", 5, 6, 1, false, false, 2, 0.5f);
+  const Tensor x = t.memory.random(Dtype::f32, {6, 6}, 2), y = t.memory.zeros(Dtype::f32, {6, 5}),
+               still = t.memory.zeros(Dtype::f32, {6, 5});
+  linear_forward(still, l, x, nullptr, ctx);
+  ctx.training = true;
+  linear_forward(y, l, x, nullptr, ctx);
+  EXPECT_NE(to_doubles(y), to_doubles(still));
+  Context second = t.context(1, 3, 4);
+  second.training = true;
+  second.row_keys.as<int64_t>()[0] = 101;
+  const Tensor alone = t.memory.zeros(Dtype::f32, {3, 5});
+  linear_forward(alone, l, x.rows_from(3, 3), nullptr, second);
+  EXPECT_EQ(to_doubles(alone), to_doubles(y.rows_from(3, 3)));
+}
+
+}  // namespace
+}  // namespace tessera

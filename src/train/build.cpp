@@ -1,0 +1,145 @@
+#include "train/build.h"
+
+#include <cmath>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/text.h"
+#include "models/load.h"
+#include "train/progress.h"
+
+namespace tessera {
+namespace {
+
+std::map<std::string, AdapterSpec> adapter_specs(const PeftConfig& peft, const ModelConfig& config) {
+  std::map<std::string, AdapterSpec> out;
+  for (const TargetedModule& t : targeted_modules(peft, linear_modules(config)))
+    out[t.path] = {t.rank, float(t.scaling), float(peft.dropout)};
+  return out;
+}
+
+ModelOptions model_options(const ModelRequest& r, const PeftConfig& peft, const ModelConfig& config) {
+  ModelOptions o;
+  o.format = &find_format(r.quantized ? r.quant_format : "dense");
+  o.double_quant = r.double_quant;
+  o.compute = r.compute;
+  o.train_base = r.train_base;
+  if (r.new_adapter || !r.adapter.empty()) o.adapters = adapter_specs(peft, config);
+  return o;
+}
+
+std::vector<UnitSize> unit_sizes(const Model& m) {
+  std::vector<UnitSize> out;
+  for (int u = 0; u <= m.root_unit(); ++u)
+    out.push_back({m.units[size_t(u)].frozen_bytes, m.units[size_t(u)].trainable, u == m.root_unit()});
+  return out;
+}
+
+// Scales of one tensor: every rank contributes those of the blocks it encoded.
+void exchange_values(Comm& comm, std::vector<float>& values, Range mine) {
+  if (comm.size() == 1) return;
+  const auto begins = gather_values(comm, int64_t(mine.begin)), ends = gather_values(comm, int64_t(mine.end));
+  std::vector<Range> parts;
+  for (size_t r = 0, at = 0; r < begins.size(); ++r) {
+    const bool empty = begins[r] == ends[r];
+    parts.push_back(empty ? Range{at, at} : Range{size_t(begins[r]) * sizeof(float), size_t(ends[r]) * sizeof(float)});
+    at = parts.back().end;
+  }
+  comm.all_gather(reinterpret_cast<std::byte*>(values.data()), parts);
+}
+
+struct Sources {
+  std::unique_ptr<TensorFiles> base, adapter;
+  WeightSource source;
+};
+
+Sources open_sources(const ModelRequest& r, const ModelConfig& config) {
+  Sources s;
+  s.source.seed = r.seed;
+  s.source.init_lora_weights = r.peft.init_lora_weights;
+  if (r.init != "random") {
+    s.base = std::make_unique<TensorFiles>(TensorFiles::open(r.weights.empty() ? r.folder : r.weights));
+    check_checkpoint(config, *s.base);
+    s.source.base = s.base.get();
+  }
+  if (!r.adapter.empty()) {
+    s.adapter = std::make_unique<TensorFiles>(open_peft_tensors(r.adapter));
+    s.source.adapter = s.adapter.get();
+  }
+  return s;
+}
+
+void load_all(LoadedModel& m) {
+  const Sources sources = open_sources(m.request, m.config);
+  if (sources.adapter) check_adapter(m.model, *sources.adapter);
+  Progress progress(m.request.quantized ? str("loading and quantizing to ", m.request.quant_format) : "loading", m.sharded.units());
+  for (int u = 0; u < m.sharded.units(); ++u) {
+    load_unit(
+        m.model, u, sources.source, m.sharded.frozen_range(u), m.sharded.frozen_shard(u), m.sharded.trainable_range(u),
+        m.sharded.values(u).as<float>(), [&](std::vector<float>& v, Range mine) { exchange_values(m.comm, v, mine); }, &m.backend);
+    progress.at(u + 1, human_bytes(resident_bytes()));
+  }
+  m.sharded.loaded();
+}
+
+PeftConfig adapter_config(const ModelRequest& r) { return r.adapter.empty() ? r.peft : read_peft_config(r.adapter); }
+
+}  // namespace
+
+LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
+    : request(r),
+      comm(c),
+      backend(b),
+      config(read_model_config(r.folder)),
+      peft(adapter_config(r)),
+      model(make_model(config, model_options(r, peft, config))),
+      sharded(c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place),
+      arena(&b, b.allocate(b.total_memory(), "activations")),
+      pass(model, sharded, b, arena, {r.gradient_checkpointing, r.seed}) {
+  load_all(*this);
+}
+
+Dtype compute_dtype(const std::string& precision) {
+  if (precision == "fp32") return Dtype::f32;
+  if (precision == "bf16") return Dtype::bf16;
+  fail(str("--precision ", precision), "is not built", "fp32, bf16", "choose one of them");
+}
+
+ModelRequest model_request(const TrainConfig& c) {
+  const TrainType& type = find_train_type(c.train_type);
+  ModelRequest r;
+  r.folder = c.model;
+  r.init = c.init;
+  r.quantized = type.quantized;
+  r.quant_format = c.quant_format;
+  r.double_quant = c.double_quant;
+  r.train_base = !type.adapter;
+  r.adapter = c.adapter_init;
+  r.new_adapter = type.adapter && c.adapter_init.empty();
+  r.peft.rank = c.lora_rank;
+  r.peft.alpha = c.lora_alpha;
+  r.peft.dropout = c.lora_dropout;
+  r.peft.target_modules = c.lora_target_modules;
+  r.peft.exclude_modules = c.lora_exclude_modules;
+  r.peft.use_rslora = c.use_rslora;
+  r.peft.init_lora_weights = c.init_lora_weights;
+  r.peft.base_model_name_or_path = c.model;
+  r.compute = compute_dtype(c.precision);
+  r.strategy = c.sharding_strategy;
+  r.gradient_checkpointing = c.gradient_checkpointing;
+  r.seed = c.seed;
+  return r;
+}
+
+DatasetOptions dataset_options(const TrainConfig& c, const std::string& dataset) {
+  DatasetOptions o;
+  o.dataset = dataset;
+  o.dialect = c.defaults;
+  o.text_field = c.dataset_text_field;
+  o.context_length = c.context_length;
+  o.samples = c.dataset_samples;
+  o.completion_only = c.completion_only_loss;
+  return o;
+}
+
+}  // namespace tessera

@@ -1,0 +1,54 @@
+// Builders: from a request to a model that stands in memory, sharded and bound, ready for passes. train, eval and generate share them.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "comm/comm.h"
+#include "data/dataset.h"
+#include "models/peft.h"
+#include "train/config.h"
+#include "train/pass.h"
+#include "train/train_type.h"
+
+namespace tessera {
+
+struct ModelRequest {
+  std::string folder;               // Hugging Face model folder
+  std::string weights;              // "": the folder's own; else another folder with model.safetensors (a checkpoint of full fine-tuning)
+  std::string adapter;              // PEFT folder to start from or to apply; "" with train_type adapters: a new adapter by `peft`
+  std::string init = "pretrained";  // or "random"
+  bool quantized = false;
+  std::string quant_format = "nf4";
+  bool double_quant = true;
+  bool train_base = false;
+  bool new_adapter = false;  // REQUIRES adapter empty
+  PeftConfig peft;           // of the new adapter
+  Dtype compute = Dtype::f32;
+  std::string strategy = "full_shard";
+  FrozenPlace frozen_place = FrozenPlace::automatic;
+  bool gradient_checkpointing = true;
+  uint64_t seed = 42;
+};
+
+// Owns everything a pass needs. Not movable: the parts refer to each other.
+struct LoadedModel {
+  LoadedModel(const ModelRequest&, Comm&, Backend&);  // loads, with progress; collective
+  LoadedModel(const LoadedModel&) = delete;
+
+  ModelRequest request;
+  Comm& comm;
+  Backend& backend;
+  ModelConfig config;
+  PeftConfig peft;  // of the adapter, when there is one
+  Model model;
+  Sharded sharded;
+  Arena arena;
+  Pass pass;
+};
+
+Dtype compute_dtype(const std::string& precision);  // fp32 -> f32, bf16 -> bf16; throws for others
+ModelRequest model_request(const TrainConfig&);
+DatasetOptions dataset_options(const TrainConfig&, const std::string& dataset);
+
+}  // namespace tessera

@@ -1,0 +1,36 @@
+// Checkpoints: OUTPUT/checkpoint-STEP holds everything to continue a run to the bit: trainable values (f32), optimizer state, place in the
+// data, and the configuration. Layout: docs/formats.md. Written under a temporary name, verified, renamed; checkpoint.json (names, sizes
+// and SHA-256 of the other files) is written last: a folder without a valid one is no checkpoint.
+#pragma once
+#include <map>
+#include <string>
+
+#include "data/loader.h"
+#include "train/build.h"
+#include "train/optimizer.h"
+
+namespace tessera {
+
+struct CheckpointState {
+  int64_t step = 0;  // optimizer steps done
+  LoaderState loader;
+  std::map<std::string, std::string> identity;  // what must be equal for the run to be the same run
+};
+
+// What makes two runs the same: everything that changes a number of the training. micro_batches: per step over all ranks.
+std::map<std::string, std::string> run_identity(const TrainConfig&, int64_t micro_batches, const Dataset&);
+
+// Collective. Returns the folder. Older checkpoints beyond `keep` (0: all) are deleted after this one is verified.
+std::string save_checkpoint(LoadedModel&, const Optimizer&, const CheckpointState&, const std::string& output, int64_t keep);
+
+// The checkpoint to resume: `asked` is a folder, or true/auto/latest for the newest complete one of `output`. "" when asked is "" or false.
+// Checks sizes and hashes; throws Error naming the file that is damaged.
+std::string find_checkpoint(const std::string& asked, const std::string& output);
+CheckpointState read_checkpoint_state(const std::string& folder);
+// Throws Error naming the first setting that differs.
+void check_same_run(const CheckpointState&, const std::map<std::string, std::string>& now, const std::string& folder);
+// The model request that starts from this checkpoint's values.
+void start_from_checkpoint(ModelRequest&, const std::string& folder);
+void load_optimizer(const LoadedModel&, Optimizer&, const std::string& folder);
+
+}  // namespace tessera

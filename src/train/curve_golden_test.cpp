@@ -1,0 +1,111 @@
+// Forty steps of training against transformers.Trainer: loss, gradient norm and rate at every step, final weights, optimizer moments.
+#include <cmath>
+#include <sstream>
+
+#include "io/file.h"
+#include "io/safetensors.h"
+#include "train/checkpoint.h"
+#include "train/loop.h"
+#include "train/train_test.h"
+
+namespace tessera {
+namespace {
+
+struct Curve {
+  const char* name;
+  const char* train_type;
+  const char* precision;
+  double loss, norm, final;  // relative tolerances
+};
+
+TrainConfig curve_config(const Curve& curve, const GoldenJson& facts, const std::string& output) {
+  const auto& run = facts.at("run");
+  TrainConfig c;
+  c.model = shared("models/stories260k");
+  c.dataset = shared("golden/train/curves/data.jsonl");
+  c.defaults = "trl";
+  c.shuffle = false;
+  c.train_type = curve.train_type;
+  c.precision = curve.precision;
+  if (c.train_type != "full") c.adapter_init = shared("golden/train/curves/initial_adapter");
+  c.lr = run.at("lr").get<double>();
+  c.weight_decay = run.at("weight_decay").get<double>();
+  c.lr_scheduler = "cosine";
+  c.warmup_steps = run.at("warmup").get<double>(), c.warmup_ratio = -1;
+  c.max_grad_norm = run.at("clip").get<double>();
+  c.batch_size = run.at("batch").get<int64_t>();
+  c.gradient_accumulation_steps = run.value("accumulation", int64_t(1));
+  c.max_steps = run.at("steps").get<int64_t>();
+  c.save_steps = c.max_steps;
+  c.threads = 1;
+  c.logging_steps = c.max_steps;
+  c.output_dir = output;
+  return c;
+}
+
+std::vector<GoldenJson> log_lines(const std::string& folder) {
+  std::vector<GoldenJson> out;
+  std::istringstream lines(read_file(folder + "/train.jsonl"));
+  for (std::string line; std::getline(lines, line);) out.push_back(GoldenJson::parse(line));
+  return out;
+}
+
+std::vector<double> values(const TensorFiles& files, const std::string& name) {
+  const StoredTensor& t = files.get(name);
+  std::vector<float> v(size_t(t.size()));
+  read_elements({v.data(), Dtype::f32, {t.size()}, nullptr}, t, 0, t.size());
+  return doubles(v);
+}
+
+class CurveTest : public testing::TestWithParam<Curve> {};
+
+TEST_P(CurveTest, FollowsTrainer) {
+  NEEDS_SHARED();
+  const Curve& curve = GetParam();
+  const std::string golden = std::string("golden/train/curves/") + curve.name;
+  const GoldenJson facts = golden_json(golden + ".json");
+  const TestFolder out;
+  const TrainConfig c = curve_config(curve, facts, out.path());
+  train(c, *make_single_comm());
+
+  const auto log = log_lines(out.path());
+  ASSERT_EQ(log.size(), facts.at("steps").size());
+  for (size_t i = 0; i < log.size(); ++i) {
+    const auto& wanted = facts.at("steps").at(i);
+    const auto relative = [&](const char* key) { return std::abs(log[i].at(key).get<double>() / wanted.at(key).get<double>() - 1); };
+    EXPECT_LT(relative("loss"), curve.loss) << "step " << i + 1;
+    EXPECT_LT(relative("grad_norm"), curve.norm) << "step " << i + 1;
+    EXPECT_NEAR(log[i].at("learning_rate").get<double>(), wanted.at("learning_rate").get<double>(), 1e-12 * c.lr);
+    EXPECT_EQ(log[i].at("target_tokens"), wanted.at("target_tokens"));
+    EXPECT_EQ(log[i].at("tokens"), wanted.at("input_tokens"));
+  }
+
+  const bool full = c.train_type == std::string("full");
+  const TensorFiles final = TensorFiles::open(out.path(full ? "model.safetensors" : "adapter_model.safetensors"));
+  const GoldenFile wanted(golden + ".final.safetensors");
+  for (const std::string& name : wanted.names()) EXPECT_LT(relative_error(values(final, name), wanted.doubles(name)), curve.final) << name;
+  if (!file_exists(shared(golden + ".optimizer.safetensors"))) return;
+  const GoldenFile moments(golden + ".optimizer.safetensors");
+  const TensorFiles mine = TensorFiles::open(out.path("checkpoint-" + std::to_string(c.max_steps) + "/optimizer.safetensors"));
+  for (const std::string& name : moments.names()) {
+    std::string key = name;
+    if (const size_t at = key.find("base_model.model."); at != std::string::npos) key.erase(at, 17);
+    const auto a = values(mine, key), b = moments.doubles(name);
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < b.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i])), largest = std::max(largest, std::abs(b[i]));
+    EXPECT_LT(worst, 1e-4 * largest) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, CurveTest,
+                         testing::Values(Curve{"full_fp32", "full", "fp32", 1e-5, 1e-4, 1e-5},
+                                         Curve{"lora_fp32", "lora", "fp32", 1e-5, 1e-4, 1e-5},
+                                         Curve{"lora_accumulation4", "lora", "fp32", 1e-5, 1e-4, 1e-5},
+                                         Curve{"lora_uneven_epochs", "lora", "fp32", 1e-5, 1e-4, 1e-5},
+                                         Curve{"qlora_nf4_fp32", "qlora", "fp32", 1e-5, 1e-4, 1e-5},
+                                         Curve{"lora_bf16_autocast", "lora", "bf16", 1.5e-2, 5e-2, 5e-2},
+                                         Curve{"qlora_nf4_bf16", "qlora", "bf16", 1.5e-2, 5e-2, 5e-2}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace tessera

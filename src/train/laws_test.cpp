@@ -1,0 +1,200 @@
+// The laws of a run: 1 rank = N ranks to the bit, resume = no interruption, frozen bytes unchanged, dropout keyed by the sample.
+#include <cstring>
+#include <sstream>
+#include <tuple>
+
+#include "io/file.h"
+#include "train/checkpoint.h"
+#include "train/loop.h"
+#include "train/train_test.h"
+
+namespace tessera {
+namespace {
+
+// A tiny model folder and data file of our own: no ../shared needed.
+class Laws : public testing::Test {
+ protected:
+  Laws() {
+    make_folder(folder_.path("model"));
+    write_file_atomic(
+        folder_.path("model/config.json"),
+        R"({"model_type": "llama", "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+                          "num_key_value_heads": 2, "vocab_size": 64, "tie_word_embeddings": true, "rms_norm_eps": 1e-5, "initializer_range": 0.1})");
+    std::string rows;
+    for (int i = 0; i < 23; ++i) {
+      rows += "{\"input_ids\": [1";
+      for (int t = 0; t < 5 + (i * 7) % 11; ++t) rows += ", " + std::to_string(2 + (i * 5 + t * 3) % 60);
+      rows += "]}\n";
+    }
+    write_file_atomic(folder_.path("rows.jsonl"), rows);
+  }
+
+  TrainConfig config(const std::string& train_type, const std::string& output) const {
+    TrainConfig c;
+    c.model = folder_.path("model");
+    c.dataset = folder_.path("rows.jsonl");
+    c.init = "random";
+    c.train_type = train_type;
+    c.precision = "fp32";
+    c.lora_rank = 3, c.lora_alpha = 6, c.lora_dropout = 0.1;
+    c.init_lora_weights = "false";
+    c.batch_size = 2;
+    c.gradient_accumulation_steps = 12;
+    c.max_steps = 4;
+    c.lr = 1e-2;
+    c.threads = 1;
+    c.logging_steps = 100;
+    c.output_dir = folder_.path(output);
+    return c;
+  }
+
+  // What a run leaves that must not depend on how it was run: weights, and the log without times and memory.
+  std::string outcome(const std::string& output, const std::string& file) const {
+    std::string text = sha256_file(folder_.path(output) + "/" + file) + "\n";
+    std::istringstream lines(read_file(folder_.path(output) + "/train.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      GoldenJson step = GoldenJson::parse(line);
+      for (const char* key : {"seconds", "tokens_per_second", "memory", "memory_peak"}) step.erase(key);
+      text += step.dump() + "\n";
+    }
+    return text;
+  }
+
+  void run_on(int ranks, TrainConfig c) const {
+    c.gradient_accumulation_steps /= ranks;
+    run_local_ranks(ranks, [&](Comm& comm) { train(c, comm); });
+  }
+
+  const TestFolder folder_;
+};
+
+const char* file_of(const std::string& train_type) { return train_type == "full" ? "model.safetensors" : "adapter_model.safetensors"; }
+
+class RankLaw : public Laws, public testing::WithParamInterface<std::tuple<const char*, const char*>> {};
+
+// 12 micro-batches a step, on 1 rank one after the other or on 2, 3, 4 ranks side by side; the last window of an epoch is short.
+TEST_P(RankLaw, AnyNumberOfRanksGivesTheSameBits) {
+  const auto& [train_type, strategy] = GetParam();
+  TrainConfig c = config(train_type, "one");
+  c.sharding_strategy = strategy;
+  run_on(1, c);
+  const std::string one = outcome("one", file_of(train_type));
+  for (const int ranks : {2, 3, 4}) {
+    c.output_dir = folder_.path("many" + std::to_string(ranks));
+    run_on(ranks, c);
+    EXPECT_EQ(outcome("many" + std::to_string(ranks), file_of(train_type)), one) << ranks << " ranks";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(TrainTypes, RankLaw,
+                         testing::Combine(testing::Values("lora", "qlora", "full"), testing::Values("full_shard", "shard_grad_op", "ddp")),
+                         [](const auto& info) { return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param); });
+
+TEST_F(Laws, ThreadsDoNotChangeBits) {
+  for (const int threads : {1, 2, 3}) {
+    TrainConfig c = config("qlora", "threads" + std::to_string(threads));
+    c.threads = threads;
+    run_on(1, c);
+    EXPECT_EQ(outcome("threads" + std::to_string(threads), file_of("qlora")), outcome("threads1", file_of("qlora")));
+  }
+}
+
+TEST_F(Laws, RecomputeDoesNotChangeBits) {
+  for (const bool recompute : {true, false}) {
+    TrainConfig c = config("qlora", recompute ? "again" : "kept");
+    c.gradient_checkpointing = recompute;
+    run_on(1, c);
+  }
+  EXPECT_EQ(outcome("again", file_of("qlora")), outcome("kept", file_of("qlora")));
+}
+
+class ResumeLaw : public Laws, public testing::WithParamInterface<const char*> {};
+
+// Stopped after step 2 and resumed, on the same and on another number of ranks.
+TEST_P(ResumeLaw, ResumedEqualsUninterrupted) {
+  const std::string type = GetParam();
+  TrainConfig c = config(type, "whole");
+  run_on(1, c);
+  for (const int ranks : {1, 3}) {
+    const std::string output = "resumed" + std::to_string(ranks);
+    c = config(type, output);
+    c.save_steps = 2;
+    run_on(2, c);
+    remove_all(folder_.path(output) + "/checkpoint-4");
+    remove_all(folder_.path(output) + "/" + file_of(type));
+    c.resume_from_checkpoint = "true";
+    run_on(ranks, c);
+    EXPECT_EQ(outcome(output, file_of(type)), outcome("whole", file_of(type))) << ranks << " ranks";
+  }
+}
+INSTANTIATE_TEST_SUITE_P(TrainTypes, ResumeLaw, testing::Values("lora", "qlora", "full"));
+
+TEST_F(Laws, ResumeRefusesAnotherRun) {
+  TrainConfig c = config("lora", "other");
+  c.save_steps = 2;
+  run_on(1, c);
+  c.resume_from_checkpoint = "true";
+  c.lr = 1e-3;
+  try {
+    run_on(1, c);
+    FAIL() << "resumed";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("lr is 0.001 now"), std::string::npos) << e.what();
+  }
+}
+
+TEST_F(Laws, DamagedCheckpointIsNamed) {
+  TrainConfig c = config("lora", "damaged");
+  c.save_steps = 2;
+  run_on(1, c);
+  const std::string path = folder_.path("damaged") + "/checkpoint-4/optimizer.safetensors";
+  std::string bytes = read_file(path);
+  bytes.back() = char(bytes.back() ^ 1);
+  write_file_atomic(path, bytes);
+  c.resume_from_checkpoint = "true";
+  try {
+    run_on(1, c);
+    FAIL() << "resumed";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("checkpoint-4/optimizer.safetensors"), std::string::npos) << e.what();
+  }
+}
+
+TEST_F(Laws, OldCheckpointsAreDeletedAfterTheNewOne) {
+  TrainConfig c = config("lora", "limit");
+  c.save_steps = 1, c.save_total_limit = 2;
+  run_on(1, c);
+  std::vector<std::string> left;
+  for (const std::string& name : list_folder(folder_.path("limit")))
+    if (name.rfind("checkpoint-", 0) == 0) left.push_back(name);
+  EXPECT_EQ(left, (std::vector<std::string>{"checkpoint-3", "checkpoint-4"}));
+}
+
+// A micro-batch's gradient does not change a frozen byte, and every adapter tensor gets one.
+TEST_F(Laws, FrozenBytesStay) {
+  for (const bool quantized : {false, true}) {
+    ModelRequest r = model_request(config(quantized ? "qlora" : "lora", "unused"));
+    TestModel m(r);
+    std::vector<std::string> before;
+    const auto hashes = [&] {
+      std::vector<std::string> out;
+      for (int u = 0; u < m.model.sharded.units(); ++u)
+        out.push_back(sha256_hex({m.model.sharded.frozen_shard(u), m.model.sharded.frozen_range(u).size()}));
+      return out;
+    };
+    before = hashes();
+    Example row;
+    for (int i = 0; i < 12; ++i) row.ids.push_back(1 + i * 5);
+    row.labels = row.ids;
+    m.model.pass.train(collate({&row}), 1.f / 11);
+    EXPECT_EQ(hashes(), before);
+    for (const auto& [name, gradient] : m.gradients()) {
+      double sum = 0;
+      for (const double g : gradient) sum += g * g;
+      EXPECT_GT(sum, 0) << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tessera

@@ -1,0 +1,229 @@
+#include "train/loop.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <optional>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/text.h"
+#include "optim/schedule.h"
+#include "train/checkpoint.h"
+#include "train/evaluate.h"
+#include "train/log.h"
+#include "train/output.h"
+
+namespace tessera {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+double seconds_since(std::chrono::steady_clock::time_point t) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+}
+
+size_t largest(Comm& comm, size_t mine) {
+  const auto all = gather_values(comm, int64_t(mine));
+  return size_t(*std::max_element(all.begin(), all.end()));
+}
+
+OptimizerOptions optimizer_options(const TrainConfig& c) {
+  OptimizerOptions o;
+  o.beta1 = c.adam_beta1, o.beta2 = c.adam_beta2, o.eps = c.adam_epsilon, o.weight_decay = c.weight_decay;
+  o.decay_norms_and_biases = c.defaults == "fsdp_qlora";
+  o.max_grad_norm = c.max_grad_norm;
+  return o;
+}
+
+int64_t total_steps(const TrainConfig& c, const Loader& loader) {
+  if (c.max_steps > 0) return c.max_steps;
+  return std::max<int64_t>(1, int64_t(std::ceil(c.num_epochs * double(loader.steps_per_epoch()) - 1e-9)));
+}
+
+ScheduleOptions schedule_options(const TrainConfig& c, int64_t steps) {
+  return {c.lr_scheduler, c.defaults, c.lr, steps, resolve_warmup(c.defaults, c.lr_scheduler, c.warmup_steps, c.warmup_ratio, steps)};
+}
+
+// Says what was read, and what was dropped.
+void report_data(const Dataset& data, const char* what) {
+  const DatasetReport& r = data.report();
+  say(str(what, "     ", data.path().empty() ? "made in memory" : data.path(), ": ", r.kind, ", ", r.kept, " of ", r.rows, " rows, ",
+          human_count(double(r.tokens)), " tokens, ", human_count(double(r.label_tokens)), " of them trained on, ", r.truncated,
+          " rows cut at the context length"));
+  if (r.dropped_without_label)
+    warn(str(r.dropped_without_label, " of ", r.rows,
+             " rows have no token left to learn after the cut and are dropped; a larger --context_length keeps them"));
+}
+
+// Everything of one run, in the order it is made.
+struct Run {
+  Run(const TrainConfig& c, Comm& comm);
+  TrainResult go();
+
+ private:
+  StepRecord step(int64_t number);
+  void evaluate_now(int64_t done);
+  void save(int64_t done);
+  bool stopping();
+
+  TrainConfig config_;
+  Comm& comm_;
+  std::unique_ptr<Backend> backend_;
+  std::optional<Tokenizer> tokenizer_;
+  ModelConfig model_config_;
+  Dataset data_;
+  std::optional<Dataset> eval_data_;
+  Loader loader_;
+  int64_t total_;
+  ScheduleOptions schedule_;
+  std::string resumed_;
+  std::unique_ptr<LoadedModel> model_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<TrainLog> log_;
+  int64_t done_ = 0;
+};
+
+std::optional<Tokenizer> load_tokenizer(const std::string& folder) {
+  if (!Tokenizer::present(folder)) return std::nullopt;
+  return Tokenizer::load(folder);
+}
+
+// Threads of this rank: its share of the node's cores.
+int rank_threads(const TrainConfig& c, Comm& comm) {
+  if (c.threads > 0) return int(c.threads);
+  int64_t on_node = 0;
+  for (const int64_t node : gather_values(comm, int64_t(comm.node()))) on_node += node == comm.node();
+  return std::max(1, int(make_backend(c.device, 0)->threads() / on_node));
+}
+
+Dataset load_rows(const TrainConfig& c, const std::string& dataset, const std::optional<Tokenizer>& tokenizer, const ModelConfig& model) {
+  return Dataset::load(dataset_options(c, dataset), tokenizer ? &*tokenizer : nullptr, int32_t(model.vocab));
+}
+
+Run::Run(const TrainConfig& c, Comm& comm)
+    : config_(c),
+      comm_(comm),
+      backend_(make_backend(c.device, rank_threads(c, comm))),
+      tokenizer_(load_tokenizer(c.model)),
+      model_config_(read_model_config(c.model)),
+      data_(load_rows(c, c.dataset, tokenizer_, model_config_)),
+      loader_(data_, {c.batch_size, comm.size() * c.gradient_accumulation_steps, c.seed, c.shuffle}),
+      total_(total_steps(c, loader_)),
+      schedule_(schedule_options(c, total_)),
+      resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir)) {
+  report_data(data_, "data ");
+  if (!c.eval_dataset.empty()) {
+    eval_data_ = load_rows(c, c.eval_dataset, tokenizer_, model_config_);
+    report_data(*eval_data_, "eval ");
+  }
+  if (c.context_length > model_config_.max_positions)
+    warn(str("--context_length ", c.context_length, " is beyond max_position_embeddings ", model_config_.max_positions, " of the model"));
+  ModelRequest request = model_request(c);
+  if (!resumed_.empty()) {
+    const CheckpointState state = read_checkpoint_state(resumed_);
+    check_same_run(state, run_identity(c, comm.size() * c.gradient_accumulation_steps, data_), resumed_);
+    start_from_checkpoint(request, resumed_);
+    loader_.resume(state.loader);
+    done_ = state.step;
+  }
+  model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
+  optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
+  if (!resumed_.empty()) load_optimizer(*model_, *optimizer_, resumed_);
+}
+
+StepRecord Run::step(int64_t number) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto batches = loader_.next(comm_.rank(), comm_.size());
+  int64_t targets = 0, inputs = 0;
+  for (const Batch& b : batches) targets += b.target_tokens, inputs += b.input_tokens;
+  StepRecord r;
+  r.step = number;
+  r.target_tokens = sum_of(comm_, targets);
+  r.tokens = sum_of(comm_, inputs);
+  model_->sharded.zero_gradients();
+  double sum = 0;
+  for (const Batch& b : batches) {
+    const double loss = model_->pass.train(b, r.target_tokens ? float(1.0 / double(r.target_tokens)) : 0);
+    for (const double of_rank : gather_values(comm_, loss)) sum += of_rank;
+  }
+  r.loss = r.target_tokens ? sum / double(r.target_tokens) : 0;
+  r.grad_norm = optimizer_->gradient_norm(model_->arena);
+  r.learning_rate = learning_rate(schedule_, number - 1);
+  optimizer_->step(number, r.learning_rate, float(r.grad_norm));
+  r.epoch = double(loader_.state().epoch) + double(loader_.state().window) / double(loader_.steps_per_epoch());
+  r.seconds = seconds_since(start);
+  r.tokens_per_second = double(r.tokens) / r.seconds;
+  r.memory = largest(comm_, resident_bytes());
+  r.memory_peak = largest(comm_, peak_resident_bytes());
+  return r;
+}
+
+void Run::evaluate_now(int64_t done) {
+  if (!eval_data_) return;
+  const Evaluation e = evaluate(model_->pass, comm_, *eval_data_, config_.batch_size, false);
+  log_->evaluation(done, e.loss, e.tokens);
+}
+
+void Run::save(int64_t done) {
+  const auto identity = run_identity(config_, comm_.size() * config_.gradient_accumulation_steps, data_);
+  const std::string folder =
+      save_checkpoint(*model_, *optimizer_, {done, loader_.state(), identity}, config_.output_dir, config_.save_total_limit);
+  log_->note(str("saved    ", folder, " (values, optimizer, place in the data; verified)"));
+}
+
+bool Run::stopping() { return sum_of(comm_, stop_requested.load() ? 1 : 0) > 0; }
+
+TrainResult Run::go() {
+  const TrainConfig& c = config_;
+  const Model& m = model_->model;
+  say(str("model    ", m.config.model_type, " ", human_count(double(m.config.parameters())), " parameters, ", c.train_type, ", ",
+          c.precision, ", trains ", m.trainable_parameters(), " values (",
+          fixed(100.0 * double(m.trainable_parameters()) / double(m.config.parameters()), 3), " %)"));
+  say(str("ranks    ", comm_.describe(), "; ", backend_->describe(), "; ", c.sharding_strategy));
+  say(str("steps    ", total_, " of ", c.batch_size, " rows x ", c.gradient_accumulation_steps, " micro-batches x ", comm_.size(),
+          " ranks, ", loader_.steps_per_epoch(), " to an epoch; ", c.lr_scheduler, " to lr ", c.lr, ", ", schedule_.warmup_steps,
+          " steps of warm-up"));
+  if (!resumed_.empty()) say(str("resumed  ", resumed_, " after step ", done_));
+  if (comm_.rank() == 0) make_folder(c.output_dir);
+  comm_.barrier();
+  log_.emplace(c.output_dir, total_, done_, c.logging_steps);
+
+  TrainResult result;
+  int64_t saved_at = -1;
+  while (done_ < total_ && !result.interrupted) {
+    log_->step(step(++done_));
+    if (c.eval_steps > 0 && done_ % c.eval_steps == 0 && done_ < total_) evaluate_now(done_);
+    if (c.save_steps > 0 && done_ % c.save_steps == 0) save(saved_at = done_);
+    result.interrupted = done_ < total_ && stopping();
+  }
+  if (result.interrupted) {
+    if (saved_at != done_) save(done_);
+  } else {
+    evaluate_now(done_);
+    if (c.save_model) result.saved = c.output_dir;
+  }
+  result.steps = done_;
+  result.first_loss = log_->first_loss(), result.last_loss = log_->last_loss();
+  if (result.saved.empty()) return result;
+  const TrainType& type = find_train_type(c.train_type);
+  if (type.adapter) {
+    write_adapter(*model_, c.output_dir, type.fsdp_qlora_file);
+  } else {
+    write_model(*model_, c.output_dir, model_->request.compute);
+  }
+  if (comm_.rank() == 0) copy_tokenizer(c.model, c.output_dir);
+  return result;
+}
+
+}  // namespace
+
+void request_stop() { stop_requested = true; }
+
+TrainResult train(const TrainConfig& c, Comm& comm) {
+  set_log_rank(comm.rank(), comm.size());
+  return Run(c, comm).go();
+}
+
+}  // namespace tessera

@@ -1,0 +1,26 @@
+// The training loop: for each step, this rank's micro-batches through the pass; then norm, clip, optimizer, schedule, log; evaluation and
+// checkpoints when due. Loss of a step: the sum of -log p over the target tokens of all micro-batches and ranks, divided once by their
+// count; added in the order of the micro-batches, so it is the same bits on any number of ranks.
+#pragma once
+#include <string>
+
+#include "comm/comm.h"
+#include "train/config.h"
+
+namespace tessera {
+
+struct TrainResult {
+  int64_t steps = 0;         // optimizer steps done in all
+  double first_loss = 0;     // of this run's first step
+  double last_loss = 0;      // mean over the last 30 steps
+  bool interrupted = false;  // stopped by a signal; a checkpoint was saved
+  std::string saved;         // adapter or model folder; "" when nothing was
+};
+
+// The whole run on this rank. Collective. Throws Error.
+TrainResult train(const TrainConfig&, Comm&);
+
+// Called by signal handlers: the run ends after the current step, with a checkpoint.
+void request_stop();
+
+}  // namespace tessera

@@ -1,0 +1,91 @@
+#include "train/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/text.h"
+#include "ops/adamw.h"
+#include "optim/clip.h"
+
+namespace tessera {
+namespace {
+
+bool decays(const std::string& name) { return !ends_with(name, ".bias") && !ends_with(name, "norm.weight"); }
+
+Tensor part_of(Tensor owned, Range mine, Range own) {
+  return Tensor{owned.as<float>() + (own.begin - mine.begin), Dtype::f32, {int64_t(own.size())}, owned.home};
+}
+
+}  // namespace
+
+Optimizer::Optimizer(const Model& model, Sharded& sharded, Backend& backend, OptimizerOptions options)
+    : model_(model), sharded_(sharded), options_(options), backend_(backend) {
+  for (int unit = 0; unit < sharded.units(); ++unit) {
+    const size_t n = sharded.trainable_range(unit).size();
+    memory_.push_back(n ? backend.allocate(2 * n * sizeof(float), "optimizer state") : Buffer{});
+  }
+}
+
+Tensor Optimizer::exp_avg(int unit) const {
+  return {memory_[size_t(unit)].data(), Dtype::f32, {int64_t(sharded_.trainable_range(unit).size())}, &backend_};
+}
+
+Tensor Optimizer::exp_avg_sq(int unit) const {
+  const auto n = int64_t(sharded_.trainable_range(unit).size());
+  std::byte* const data = memory_[size_t(unit)].data();
+  return {data ? data + size_t(n) * sizeof(float) : nullptr, Dtype::f32, {n}, &backend_};
+}
+
+size_t Optimizer::bytes() const {
+  size_t n = 0;
+  for (const Buffer& b : memory_) n += b.bytes();
+  return n;
+}
+
+float Optimizer::gradient_norm(Arena& scratch) {
+  SquareSum sum;
+  int first_bad = -1;
+  for (int unit = 0; unit < sharded_.units(); ++unit) {
+    const Tensor g = sharded_.gradients(unit);
+    if (!g.size() || !sharded_.counts_once(unit)) continue;
+    sum.add(g, scratch);
+    if (!sum.finite() && first_bad < 0) first_bad = unit;
+  }
+  Comm& comm = sharded_.comm();
+  int64_t bad = -1;
+  for (const int64_t b : gather_values(comm, int64_t(first_bad)))
+    if (b >= 0 && (bad < 0 || b < bad)) bad = b;
+  if (bad >= 0)
+    fail(bad == model_.root_unit() ? str("gradient of the embedding, norm and head") : str("gradient of model.layers.", bad),
+         "holds a value that is not finite (NaN or infinity)", "finite gradients",
+         "lower --lr, set --max_grad_norm 1, or try --precision fp32");
+  const auto largest = gather_values(comm, sum.largest());
+  const int exponent = SquareSum::exponent_for(*std::max_element(largest.begin(), largest.end()));
+  const SquareSum::Total mine = sum.total(exponent);
+  const auto high = gather_values(comm, mine.high), low = gather_values(comm, int64_t(mine.low));
+  SquareSum::Total all;
+  for (size_t r = 0; r < high.size(); ++r) all = SquareSum::sum(all, {high[r], uint64_t(low[r])});
+  return float(std::sqrt(SquareSum::value(all, exponent)));
+}
+
+void Optimizer::step(int64_t step, double lr, float norm) {
+  AdamwStep s;
+  s.lr = float(lr), s.beta1 = float(options_.beta1), s.beta2 = float(options_.beta2), s.eps = float(options_.eps);
+  s.step = step;
+  s.gradient_scale = clip_coefficient(norm, float(options_.max_grad_norm));
+  for (int unit = 0; unit < sharded_.units(); ++unit) {
+    const Range mine = sharded_.trainable_range(unit);
+    if (!mine.size()) continue;
+    for (const PartPlace& part : model_.units[size_t(unit)].parts) {
+      const Range own = part.trains ? intersect(part.element_range(), mine) : Range{};
+      if (!own.size()) continue;
+      s.weight_decay = options_.decay_norms_and_biases || decays(part.name) ? float(options_.weight_decay) : 0;
+      adamw(part_of(sharded_.values(unit), mine, own), part_of(exp_avg(unit), mine, own), part_of(exp_avg_sq(unit), mine, own),
+            part_of(sharded_.gradients(unit), mine, own), s);
+    }
+  }
+  sharded_.refresh();
+}
+
+}  // namespace tessera

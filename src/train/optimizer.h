@@ -1,0 +1,40 @@
+// Optimizer: AdamW on the shards this rank owns. States are f32, beside the masters; created zero. Norm of the gradient and clipping over
+// all ranks, the same bits on any number of them.
+#pragma once
+#include <vector>
+
+#include "core/arena.h"
+#include "core/buffer.h"
+#include "fsdp/sharded.h"
+#include "models/model.h"
+
+namespace tessera {
+
+struct OptimizerOptions {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+  bool decay_norms_and_biases = false;  // fsdp_qlora: true; Hugging Face and Tessera: false
+  double max_grad_norm = 1;             // 0: no clipping
+};
+
+class Optimizer {
+ public:
+  Optimizer(const Model&, Sharded&, Backend&, OptimizerOptions);
+
+  // Global L2 norm of the gradient sums. Collective. Throws Error when it is not finite, naming the first unit that holds such a value.
+  float gradient_norm(Arena& scratch);
+  // Clips by `norm`, updates the masters, and refreshes the compute copies. step counts from 1.
+  void step(int64_t step, double lr, float norm);
+
+  Tensor exp_avg(int unit) const;  // owned range, f32
+  Tensor exp_avg_sq(int unit) const;
+  size_t bytes() const;
+
+ private:
+  const Model& model_;
+  Sharded& sharded_;
+  OptimizerOptions options_;
+  std::vector<Buffer> memory_;  // per unit: exp_avg then exp_avg_sq
+  Backend& backend_;
+};
+
+}  // namespace tessera

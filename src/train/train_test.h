@@ -1,0 +1,90 @@
+// What the tests of this room share: golden batches, models under ../shared, gradients by name.
+#pragma once
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "testing/golden.h"
+#include "testing/gradients.h"
+#include "train/build.h"
+
+namespace tessera {
+
+using GoldenJson = nlohmann::ordered_json;
+
+inline GoldenJson golden_json(const std::string& relative) { return GoldenJson::parse(shared_text(relative)); }
+
+// A fresh folder for a test's files, removed at the end.
+class TestFolder {
+ public:
+  TestFolder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "tessera_test_XXXXXX").string();
+    path_ = ::mkdtemp(pattern.data());
+  }
+  ~TestFolder() { std::filesystem::remove_all(path_); }
+  std::string path(const std::string& name = "") const { return name.empty() ? path_ : path_ + "/" + name; }
+
+ private:
+  std::string path_;
+};
+
+// input_ids, attention_mask, labels of a golden file as a batch: positions from 0, targets shifted by one.
+inline Batch golden_batch(const GoldenFile& f) {
+  const Shape shape = f.shape("input_ids");
+  Batch b;
+  b.B = shape.dim[0], b.T = shape.dim[1];
+  for (const double id : f.doubles("input_ids")) b.ids.push_back(int32_t(id));
+  const auto labels = f.doubles("labels");
+  for (int64_t i = 0; i < b.B * b.T; ++i) {
+    b.targets.push_back((i + 1) % b.T ? int32_t(labels[size_t(i + 1)]) : -100);
+    b.positions.push_back(int32_t(i % b.T));
+    b.target_tokens += b.targets.back() >= 0;
+  }
+  b.starts.assign(b.ids.size(), 0);
+  b.row_keys.assign(size_t(b.B), 0);
+  return b;
+}
+
+// Rows of (B*T, n) where the attention mask is 1.
+inline std::vector<double> real_rows(const std::vector<double>& values, const std::vector<double>& mask) {
+  const size_t n = values.size() / mask.size();
+  std::vector<double> out;
+  for (size_t r = 0; r < mask.size(); ++r)
+    if (mask[r] > 0) out.insert(out.end(), values.begin() + std::ptrdiff_t(r * n), values.begin() + std::ptrdiff_t((r + 1) * n));
+  return out;
+}
+
+inline std::vector<double> doubles(const std::vector<float>& v) { return {v.begin(), v.end()}; }
+
+// A model of one rank in this process.
+struct TestModel {
+  explicit TestModel(const ModelRequest& request)
+      : backend(make_backend("cpu", 1)), comm(make_single_comm()), model(request, *comm, *backend) {}
+
+  // Gradient sums by tensor name; every trainable tensor of the model.
+  std::map<std::string, std::vector<double>> gradients() {
+    std::map<std::string, std::vector<double>> out;
+    for (int unit = 0; unit < model.sharded.units(); ++unit) {
+      const float* g = model.sharded.gradients(unit).as<float>();
+      for (const PartPlace& p : model.model.units[size_t(unit)].parts)
+        if (p.trains) out[p.name] = {g + p.begin, g + p.begin + p.shape.size()};
+    }
+    return out;
+  }
+
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Comm> comm;
+  LoadedModel model;
+};
+
+inline ModelRequest dense_request(const std::string& folder, Dtype compute = Dtype::f32) {
+  ModelRequest r;
+  r.folder = folder;
+  r.compute = compute;
+  return r;
+}
+
+}  // namespace tessera
