@@ -88,47 +88,47 @@ HWY_INLINE hn::Vec<hn::RebindToSigned<D>> code_of(D d, V y, const Search& search
   return append(code, hn::Gt(y, look_up8(d, search.fourth, code)));
 }
 
-// One whole block. Returns its largest magnitude.
 template <class T>
-float encode_block(uint8_t* codes, const T* x, const Search& search, int64_t block) {
+HWY_INLINE float largest_in(const T* x, int64_t block) {
   const hn::ScalableTag<float> d;
-  const hn::Rebind<uint8_t, decltype(d)> d8;
-  const int64_t step = 2 * int64_t(hn::Lanes(d));
   hn::Vec<decltype(d)> even, odd;
-
   auto largest = hn::Set(d, -FLT_MAX);
-  for (int64_t i = 0; i < block; i += step) {
+  for (int64_t i = 0; i < block; i += 2 * int64_t(hn::Lanes(d))) {
     load_pairs(d, x + i, even, odd);
     for (const auto v : {hn::Abs(flush(d, even)), hn::Abs(flush(d, odd))}) largest = hn::IfThenElse(hn::Gt(v, largest), v, largest);
   }
-  const float absmax = hn::GetLane(hn::MaxOfLanes(d, largest));
+  return hn::GetLane(hn::MaxOfLanes(d, largest));
+}
+
+template <class T>
+HWY_INLINE void encode_block(uint8_t* codes, const T* x, float absmax, const Search& search, int64_t block) {
+  const hn::ScalableTag<float> d;
+  const hn::Rebind<uint8_t, decltype(d)> d8;
+  hn::Vec<decltype(d)> even, odd;
   const float reciprocal = 1 / absmax;
   const auto inverse = flush(d, hn::Set(d, reciprocal));
-
-  for (int64_t i = 0; i < block; i += step) {
+  for (int64_t i = 0; i < block; i += 2 * int64_t(hn::Lanes(d))) {
     load_pairs(d, x + i, even, odd);
     const auto high = code_of(d, hn::Mul(flush(d, even), inverse), search);
     const auto low = code_of(d, hn::Mul(flush(d, odd), inverse), search);
     hn::StoreU(hn::DemoteTo(d8, hn::Or(hn::ShiftLeft<4>(high), low)), d8, codes + i / 2);
   }
-  return absmax;
 }
 
 // Blocks [begin, end) of x (n). A short last block is encoded as if zeros followed.
 template <class T>
 void encode_range(uint8_t* codes, float* absmax, const T* x, int64_t n, const Search& search, int64_t block, int64_t begin, int64_t end) {
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t at = b * block, count = n - at;
-    if (count >= block) {
-      absmax[b] = encode_block(codes + at / 2, x + at, search, block);
-      continue;
-    }
-    T padded[most_in_block] = {};
-    uint8_t bytes[most_in_block / 2];
-    std::memcpy(static_cast<void*>(padded), x + at, size_t(count) * sizeof(T));
-    absmax[b] = encode_block(bytes, padded, search, block);
-    std::memcpy(codes + at / 2, bytes, size_t(count + 1) / 2);
-  }
+  const int64_t whole = std::min(end, n / block);
+  for (int64_t b = begin; b < whole; ++b) absmax[b] = largest_in(x + b * block, block);
+  for (int64_t b = begin; b < whole; ++b) encode_block(codes + b * block / 2, x + b * block, absmax[b], search, block);
+  if (whole == end) return;
+  const int64_t at = whole * block, count = n - at;
+  T padded[most_in_block] = {};
+  uint8_t bytes[most_in_block / 2];
+  std::memcpy(static_cast<void*>(padded), x + at, size_t(count) * sizeof(T));
+  absmax[whole] = largest_in(padded, block);
+  encode_block(bytes, padded, absmax[whole], search, block);
+  std::memcpy(codes + at / 2, bytes, size_t(count + 1) / 2);
 }
 
 void encode(uint8_t* codes, float* absmax, Tensor x, const float* table, int64_t block, int64_t begin, int64_t end) {
@@ -139,71 +139,56 @@ void encode(uint8_t* codes, float* absmax, Tensor x, const float* table, int64_t
   encode_range(codes, absmax, x.as<const float>(), n, search, block, begin, end);
 }
 
-// The products of the 16 table values and one scale, rounded to T and cut into bytes: planes[k][c] is byte k of the value of code c.
-// A block has only 16 different values, so decoding is a lookup of bytes.
+// A block has only 16 different values: the products of the table and its scale, rounded to T. Decoding looks up their bytes.
 template <class T>
-struct Products {
-  HWY_ALIGN uint8_t planes[sizeof(T)][16];
-};
-
-template <class T>
-HWY_INLINE void multiply(Products<T>& out, const float* table, float scale) {
+HWY_INLINE void multiply(T* products, const float* table, float scale) {
   const hn::CappedTag<float, 16> d;
-  const hn::RebindToUnsigned<decltype(d)> du;
-  const hn::Rebind<uint8_t, decltype(d)> d8;
   for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
     auto value = hn::Mul(hn::LoadU(d, table + i), hn::Set(d, scale));
-    value = hn::CopySign(flush(d, value), value);
-    auto bits = hn::BitCast(du, value);
-    if constexpr (sizeof(T) == 2) {
-      const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-      const auto nearest = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
-      const auto quiet = hn::Or(bits, hn::Set(du, 0x400000));
-      bits = hn::ShiftRight<16>(hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), quiet, nearest));
-    }
-    for (size_t k = 0; k < sizeof(T); ++k, bits = hn::ShiftRight<8>(bits))
-      hn::StoreU(hn::TruncateTo(d8, hn::And(bits, hn::Set(du, 0xff))), d8, out.planes[k] + i);
+    if (scale < 0x1p-100f) value = hn::CopySign(flush(d, value), value);
+    store(value, d, products + i);
   }
 }
 
-// 32 values from 16 bytes of codes.
-HWY_INLINE void look_up(Bf16* out, const uint8_t* codes, const Products<Bf16>& products) {
+// The first `count` values of a block, a multiple of 32.
+HWY_INLINE void look_up(Bf16* out, const uint8_t* codes, const Bf16* products, int64_t count) {
   const hn::FixedTag<uint8_t, 16> d;
-  const auto both = hn::LoadU(d, codes), high = hn::ShiftRight<4>(both), low = hn::And(both, hn::Set(d, 15));
-  const auto p0 = hn::Load(d, products.planes[0]), p1 = hn::Load(d, products.planes[1]);
-  hn::StoreInterleaved4(hn::TableLookupBytes(p0, high), hn::TableLookupBytes(p1, high), hn::TableLookupBytes(p0, low),
-                        hn::TableLookupBytes(p1, low), d, reinterpret_cast<uint8_t*>(out));
+  hn::Vec<decltype(d)> p0, p1;
+  hn::LoadInterleaved2(d, reinterpret_cast<const uint8_t*>(products), p0, p1);
+  for (int64_t i = 0; i < count; i += 32) {
+    const auto both = hn::LoadU(d, codes + i / 2), high = hn::ShiftRight<4>(both), low = hn::And(both, hn::Set(d, 15));
+    hn::StoreInterleaved4(hn::TableLookupBytes(p0, high), hn::TableLookupBytes(p1, high), hn::TableLookupBytes(p0, low),
+                          hn::TableLookupBytes(p1, low), d, reinterpret_cast<uint8_t*>(out + i));
+  }
 }
 
-HWY_INLINE void look_up(float* out, const uint8_t* codes, const Products<float>& products) {
+HWY_INLINE void look_up(float* out, const uint8_t* codes, const float* products, int64_t count) {
   const hn::FixedTag<uint8_t, 16> d;
   const hn::FixedTag<float, 4> df;
-  const auto both = hn::LoadU(d, codes);
-  const auto p0 = hn::Load(d, products.planes[0]), p1 = hn::Load(d, products.planes[1]);
-  const auto p2 = hn::Load(d, products.planes[2]), p3 = hn::Load(d, products.planes[3]);
-  HWY_ALIGN float part[2][16];
-  int index = 0;
-  for (const auto code : {hn::ShiftRight<4>(both), hn::And(both, hn::Set(d, 15))})
+  hn::Vec<decltype(d)> p0, p1, p2, p3;
+  hn::LoadInterleaved4(d, reinterpret_cast<const uint8_t*>(products), p0, p1, p2, p3);
+  HWY_ALIGN float high[16], low[16];
+  const auto values = [&](auto code, float* to) {
     hn::StoreInterleaved4(hn::TableLookupBytes(p0, code), hn::TableLookupBytes(p1, code), hn::TableLookupBytes(p2, code),
-                          hn::TableLookupBytes(p3, code), d, reinterpret_cast<uint8_t*>(part[index++]));
-  for (int i = 0; i < 16; i += 4) hn::StoreInterleaved2(hn::Load(df, part[0] + i), hn::Load(df, part[1] + i), df, out + 2 * i);
+                          hn::TableLookupBytes(p3, code), d, reinterpret_cast<uint8_t*>(to));
+  };
+  for (int64_t i = 0; i < count; i += 32) {
+    const auto both = hn::LoadU(d, codes + i / 2);
+    values(hn::ShiftRight<4>(both), high);
+    values(hn::And(both, hn::Set(d, 15)), low);
+    for (int k = 0; k < 16; k += 4) hn::StoreInterleaved2(hn::Load(df, high + k), hn::Load(df, low + k), df, out + i + 2 * k);
+  }
 }
 
 template <class T>
 void decode_range(T* out, const uint8_t* codes, const float* absmax, const float* table, int64_t n, int64_t block, int64_t begin,
                   int64_t end) {
-  Products<T> products;
+  HWY_ALIGN T products[16];
   for (int64_t b = begin; b < end; ++b) {
-    const int64_t first = b * block, last = std::min(n, first + block);
+    const int64_t first = b * block, count = std::min(n - first, block), whole = count / 32 * 32;
     multiply(products, table, absmax[b]);
-    int64_t i = first;
-    for (; i + 32 <= last; i += 32) look_up(out + i, codes + i / 2, products);
-    if (i == last) continue;
-    T rest[32];
-    uint8_t bytes[16] = {};
-    std::memcpy(bytes, codes + i / 2, size_t(last - i + 1) / 2);
-    look_up(rest, bytes, products);
-    std::memcpy(static_cast<void*>(out + i), rest, size_t(last - i) * sizeof(T));
+    look_up(out + first, codes + first / 2, products, whole);
+    for (int64_t i = first + whole; i < first + count; ++i) out[i] = products[codes[i / 2] >> (i % 2 ? 0 : 4) & 15];
   }
 }
 
