@@ -44,8 +44,12 @@ class Comm {
   // Zeroed, page-aligned memory shared by the ranks of this group on this node; bytes must be equal on all of them. Collective.
   // REQUIRES: all ranks of the group are on one node.
   virtual std::unique_ptr<SharedWindow> shared_window(size_t bytes) = 0;
-  // Ends every rank of the run with this exit code. Does not return for mpi; local: wakes all ranks with an Error.
+  // Ends every rank of the run with this exit code. Does not return: single exits, mpi ends all processes, local throws Error on every
+  // rank.
   virtual void abort(int code) = 0;
+  // From any thread: what waits in this group on this rank, now or later, throws Error. For ending a second thread when the first failed;
+  // the group (not the run) is lost.
+  virtual void interrupt() = 0;
 };
 
 // Sums and gathers of small values, in rank order; free functions over all_gather.
@@ -56,7 +60,7 @@ int64_t sum_of(Comm&, int64_t mine);
 std::vector<std::string> gather_strings(Comm&, const std::string& mine);
 
 std::unique_ptr<Comm> make_single_comm();
-// MPI_COMM_WORLD; initialises MPI (thread multiple) on first use and finalises it at exit. Without mpiexec: a group of one.
+// MPI_COMM_WORLD; initialises MPI (thread multiple) on first use and finalises it at exit. Without mpiexec: a single comm.
 std::unique_ptr<Comm> make_mpi_comm();
 bool started_by_mpi();  // environment of mpiexec (PMI_RANK, PMI_SIZE) is present
 

@@ -1,0 +1,48 @@
+// A group of one rank: every exchange is with itself.
+#include <cassert>
+#include <cstdlib>
+
+#include "comm/comm.h"
+#include "comm/pages.h"
+#include "comm/sum.h"
+#include "core/error.h"
+
+namespace tessera {
+namespace {
+
+class SingleWindow final : public SharedWindow {
+ public:
+  explicit SingleWindow(size_t bytes) : pages_(private_pages(bytes)) {}
+  std::byte* data() const override { return pages_.data(); }
+  size_t bytes() const override { return pages_.bytes(); }
+
+ private:
+  Buffer pages_;
+};
+
+class SingleComm final : public Comm {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  int node() const override { return 0; }
+  int nodes() const override { return 1; }
+  std::string describe() const override { return "single, 1 rank"; }
+
+  void all_gather(std::byte*, std::span<const Range> parts) override { assert(parts.size() == 1), (void)parts; }
+  void reduce_scatter(float* sum, const float* x, std::span<const Range> parts) override {
+    assert(parts.size() == 1);
+    add_into(sum, x + parts[0].begin, parts[0].size());
+  }
+  void broadcast(std::byte*, size_t, int root) override { assert(root == 0), (void)root; }
+  void barrier() override {}
+  std::unique_ptr<Comm> split(int, int) override { return make_single_comm(); }
+  std::unique_ptr<SharedWindow> shared_window(size_t bytes) override { return std::make_unique<SingleWindow>(bytes); }
+  void abort(int code) override { std::exit(code); }
+  void interrupt() override {}  // nothing ever waits
+};
+
+}  // namespace
+
+std::unique_ptr<Comm> make_single_comm() { return std::make_unique<SingleComm>(); }
+
+}  // namespace tessera
