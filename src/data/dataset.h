@@ -30,6 +30,8 @@ struct DatasetReport {
   int64_t dropped_without_label = 0;  // nothing left to learn after truncation
   int64_t truncated = 0;
   int64_t tokens = 0, label_tokens = 0;
+  std::string chat_template;       // "chatml" when rows are conversations, "" otherwise
+  std::vector<std::string> notes;  // whatever else a user should know, one sentence each
 };
 
 class Dataset {
@@ -53,6 +55,7 @@ class Dataset {
 // One row as a user wrote it and as the model sees it (for `tessera inspect`): also the rows that would be dropped.
 struct InspectedRow {
   int64_t row = 0;
+  std::string kind;  // as DatasetReport::kind
   std::string text;  // what was tokenized; "" for pre-tokenized rows
   Example example;
   bool dropped = false;
