@@ -34,13 +34,24 @@ HWY_INLINE void load_pairs(D d, const Bf16* x, V& even, V& odd) {
   odd = hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u)));
 }
 
+// IEEE binary16 in the lower half of each lane: the exponent is moved by a product, which is exact for its denormals too.
+template <class D, class VU>
+HWY_INLINE hn::Vec<D> from_f16(D d, VU bits) {
+  const hn::RebindToUnsigned<D> du;
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fff)));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000)));
+  const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f)));
+  const auto special = hn::Or(magnitude, hn::Set(du, 0x7f800000));
+  const auto is_finite = hn::Lt(hn::BitCast(d, magnitude), hn::BitCast(d, hn::Set(du, 0x7c00 << 13)));
+  return hn::BitCast(d, hn::Or(sign, hn::IfThenElse(hn::RebindMask(du, is_finite), finite, special)));
+}
+
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void load_pairs(D d, const F16* x, V& even, V& odd) {
-  const hn::Rebind<hwy::float16_t, D> dh;
-  const auto* p = reinterpret_cast<const hwy::float16_t*>(x);
-  const auto a = hn::PromoteTo(d, hn::LoadU(dh, p)), b = hn::PromoteTo(d, hn::LoadU(dh, p + hn::Lanes(d)));
-  even = hn::ConcatEven(d, b, a);
-  odd = hn::ConcatOdd(d, b, a);
+  const hn::RebindToUnsigned<D> du;
+  const auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(x));
+  even = from_f16(d, both);
+  odd = from_f16(d, hn::ShiftRight<16>(both));
 }
 
 template <class D, class V = hn::Vec<D>>
