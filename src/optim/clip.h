@@ -13,7 +13,7 @@ namespace tessera {
 class SquareSum {
  public:
   void add(Tensor x, Arena& scratch);  // x (n) f32; n a multiple of 64 except in the last call for a unit (zeros count nothing)
-  double largest() const;              // largest block sum here
+  double largest() const;              // largest block sum here; infinity when one is not finite, so a maximum over ranks tells all
   // The total in units of 2^exponent, as two words. exponent = from the largest of all ranks.
   struct Total {
     int64_t high = 0;
@@ -30,7 +30,7 @@ class SquareSum {
   bool finite_ = true;
 };
 
-// min(1, max_norm / (norm + 1e-6)), in float as torch; 1 when max_norm <= 0.
+// min(1, max_norm / (norm + 1e-6)), in float as torch; 1 when max_norm <= 0 (transformers: no clipping).
 float clip_coefficient(float norm, float max_norm);
 
 }  // namespace tessera

@@ -1,5 +1,5 @@
 // Encoding and decoding of Codebook4, whole or by ranges of blocks (each rank encodes what it owns).
-// Rules: bitsandbytes' CUDA kernels with an IEEE reciprocal; docs/formats.md states them to the bit.
+// Rules: bitsandbytes' CUDA kernels with an IEEE reciprocal, numbers below 2^-126 counting as zero; docs/formats.md states them to the bit.
 #pragma once
 #include <vector>
 
