@@ -25,6 +25,11 @@ auto with_json(const std::string& path, F&& read) {
   }
 }
 
+int32_t token_id(int64_t id, const std::string& token, const std::string& path) {
+  if (id >= 0 && id < Vocabulary::kMostIds) return int32_t(id);
+  fail(path, str("the token ", token, " has the id ", id), str("0 to ", Vocabulary::kMostIds - 1), "copy or download the file again");
+}
+
 // Reads the parts of tokenizer.json; knows where it is for messages.
 class Reader {
  public:
@@ -60,7 +65,7 @@ class Reader {
   Vocabulary vocabulary(const json& vocab) const;
   MergeTable merges(const json& list, const Vocabulary&) const;
   int32_t merge_part(const Vocabulary&, std::string_view piece, size_t rank) const;
-  int32_t id(const json&, const std::string& what) const;
+  int32_t id(const json& value, const std::string& token) const { return token_id(value.get<int64_t>(), token, path_); }
 
   std::string path_;
 };
@@ -172,7 +177,7 @@ void Reader::template_ids(const json& step, Pipeline& out) const {
     }
     const std::string name = item.at("SpecialToken").at("id");
     auto& ids = behind ? out.suffix : out.prefix;
-    for (const json& value : step.at("special_tokens").at(name).at("ids")) ids.push_back(id(value, "special token " + name));
+    for (const json& value : step.at("special_tokens").at(name).at("ids")) ids.push_back(id(value, name));
   }
   if (!behind) wrong("TemplateProcessing without the sequence A", "a template with the text in it");
 }
@@ -187,15 +192,9 @@ void Reader::post_processor(const json& root, Pipeline& out) const {
   });
 }
 
-int32_t Reader::id(const json& value, const std::string& what) const {
-  const int64_t id = value.get<int64_t>();
-  if (id < 0 || id >= Vocabulary::kMostIds) wrong(str(what, " has id ", id), str("ids from 0 to ", Vocabulary::kMostIds - 1));
-  return int32_t(id);
-}
-
 Vocabulary Reader::vocabulary(const json& vocab) const {
   int32_t size = 0;
-  for (const auto& [piece, value] : vocab.items()) size = std::max(size, id(value, "token " + piece) + 1);
+  for (const auto& [piece, value] : vocab.items()) size = std::max(size, id(value, piece) + 1);
   std::vector<std::string> pieces(size);
   for (const auto& [piece, value] : vocab.items()) pieces[value.get<int32_t>()] = piece;
   return Vocabulary(std::move(pieces));
@@ -267,7 +266,7 @@ std::vector<AddedToken> Reader::added_tokens(const json& root, const Vocabulary&
     AddedToken token = added_token(value);
     if (token.content.empty()) continue;
     const int32_t known = vocabulary.find(token.content);
-    token.id = known >= 0 ? known : id(value.at("id"), "added token " + token.content);
+    token.id = known >= 0 ? known : id(value.at("id"), token.content);
     out.push_back(std::move(token));
   }
   return out;
@@ -312,10 +311,9 @@ TokenizerConfig read_tokenizer_config(const std::string& path) {
     const json& added = child(root, "added_tokens_decoder");
     if (added.is_null()) return out;
     for (const auto& [id, value] : added.items()) {
+      AddedToken& token = out.added.emplace_back(added_token(value));
       const bool number = !id.empty() && id.size() < 9 && std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
-      if (!number) fail(path, "added_tokens_decoder has the key \"" + id + "\"", "token ids", "correct the file");
-      out.added.push_back(added_token(value));
-      out.added.back().id = std::stoi(id);
+      token.id = token_id(number ? std::stoi(id) : -1, token.content, path);
     }
     return out;
   });
@@ -327,7 +325,7 @@ std::vector<AddedToken> read_added_tokens(const std::string& path) {
     std::vector<AddedToken> out;
     for (const auto& [content, id] : root.items()) {
       AddedToken& token = out.emplace_back();
-      token.id = id.get<int32_t>();
+      token.id = token_id(id.get<int64_t>(), content, path);
       token.content = content;
     }
     return out;
