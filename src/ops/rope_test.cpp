@@ -72,8 +72,7 @@ TEST_P(Rope, LeavesTheRestAlone) {
   const std::vector<double> before = to_doubles(x);
   rope(x, a.cos, a.sin, positions);
   const std::vector<double> after = to_doubles(x);
-  for (size_t i = 0; i < after.size(); ++i)
-    EXPECT_TRUE(i % 20 < 8 || after[i] == before[i]) << i;
+  for (size_t i = 0; i < after.size(); ++i) EXPECT_TRUE(i % 20 < 8 || after[i] == before[i]) << i;
 }
 
 TEST(RopeGradients, AgreeWithDifferences) {
