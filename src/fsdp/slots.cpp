@@ -1,0 +1,70 @@
+#include "fsdp/slots.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace tessera {
+
+Slots::Slots(Backend& backend, const std::vector<Need>& needs) {
+  const auto add = [&](size_t frozen, size_t trainable) {
+    Slot slot;
+    if (frozen) slot.frozen = backend.allocate(frozen, "gathered weights");
+    if (trainable) slot.trainable = backend.allocate(trainable, "gathered trainable values");
+    slots_.push_back(std::move(slot));
+  };
+  Need largest;
+  int ordinary = 0;
+  for (const Need& need : needs) {
+    if (need.own) continue;
+    largest.frozen = std::max(largest.frozen, need.frozen);
+    largest.trainable = std::max(largest.trainable, need.trainable);
+    ++ordinary;
+  }
+  rotating_ = std::min(ordinary, 2);
+  for (int i = 0; i < rotating_; ++i) add(largest.frozen, largest.trainable);
+  for (const Need& need : needs) {
+    own_.push_back(need.own ? int(slots_.size()) : -1);
+    if (need.own) add(need.frozen, need.trainable);
+  }
+}
+
+Slot* Slots::find(int unit) {
+  for (Slot& slot : slots_)
+    if (slot.unit == unit) return &slot;
+  return nullptr;
+}
+
+Slot* Slots::claim(int unit) {
+  Slot* slot = find(unit);
+  if (!slot && own_[size_t(unit)] >= 0) slot = &slots_[size_t(own_[size_t(unit)])];
+  if (!slot) {
+    for (int i = 0; i < rotating_; ++i) {
+      Slot& s = slots_[size_t(i)];
+      if (s.held) continue;
+      if (!slot || std::tie(s.waiting, s.order) < std::tie(slot->waiting, slot->order)) slot = &s;
+    }
+    if (!slot) return nullptr;
+  }
+  if (slot->unit != unit) {
+    slot->unit = unit;
+    slot->frozen_here = slot->trainable_here = slot->waiting = false;
+  }
+  slot->order = ++claims_;
+  return slot;
+}
+
+void Slots::forget_frozen() {
+  for (Slot& slot : slots_) slot.frozen_here = false;
+}
+
+void Slots::forget_trainable() {
+  for (Slot& slot : slots_) slot.trainable_here = false;
+}
+
+size_t Slots::bytes() const {
+  size_t sum = 0;
+  for (const Slot& slot : slots_) sum += slot.frozen.bytes() + slot.trainable.bytes();
+  return sum;
+}
+
+}  // namespace tessera
