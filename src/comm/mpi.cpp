@@ -131,11 +131,7 @@ class MpiComm final : public Comm {
   void barrier() override;
   std::unique_ptr<Comm> split(int color, int key) override;
   std::unique_ptr<SharedWindow> shared_window(size_t bytes) override;
-  void abort(int code) override {
-    std::fflush(nullptr);
-    MPI_Abort(MPI_COMM_WORLD, code);
-    std::_Exit(code);
-  }
+  void abort(int code) override;
   void interrupt() override { interrupted_ = true; }
 
  private:
@@ -252,6 +248,14 @@ std::unique_ptr<Comm> MpiComm::split(int color, int key) {
   barrier();  // restful; the call below spins until all have come
   check(MPI_Comm_split(comm_, color, key, &group));
   return std::make_unique<MpiComm>(group);
+}
+
+// mpiexec forwards a process's output in its own time; without the pause the abort can overtake the message that explains it.
+void MpiComm::abort(int code) {
+  std::fflush(nullptr);
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
 }
 
 // A file in memory, made by rank 0 and opened by the others through /proc. MPI_Win_allocate_shared would need room in /dev/shm, which
