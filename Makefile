@@ -8,7 +8,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 PACKAGES = g++ cmake ninja-build libdnnl-dev libhwy-dev libmpich-dev mpich libyaml-cpp-dev nlohmann-json3-dev libsimdjson-dev \
-  libspdlog-dev libfmt-dev libpcre2-dev libsentencepiece-dev libssl-dev
+  libspdlog-dev libfmt-dev libpcre2-dev libssl-dev
 TEST_PACKAGES = libgtest-dev clang-format-14 python3
 TINY = examples/tiny
 

@@ -33,7 +33,6 @@ endfunction()
 library(DNNL::dnnl dnnl.hpp dnnl libdnnl-dev)
 library(hwy::hwy hwy/highway.h hwy libhwy-dev)
 library(PCRE2::8 pcre2.h pcre2-8 libpcre2-dev)
-library(sentencepiece::sentencepiece sentencepiece_processor.h sentencepiece libsentencepiece-dev)
 
 set(MPI_CXX_SKIP_MPICXX ON)
 find_program(MPICXX mpicxx.mpich)

@@ -72,7 +72,8 @@ class Backend {
   virtual void cross_entropy(Tensor loss, Tensor logits, Tensor labels, float scale) = 0;
 
   // --- 4-bit codes (block of consecutive elements, first element in the high nibble) ----------------------------------------------
-  // x (n) f32, bf16 or f16 -> codes (n/2) u8, absmax (n/block) f32, by bitsandbytes' CUDA rule. table: 16 ascending f32 values (host).
+  // x (n) f32, bf16 or f16 -> codes (ceil(n/2)) u8, absmax (ceil(n/block)) f32, by bitsandbytes' CUDA rule. table: 16 ascending f32 values
+  // (host).
   virtual void codebook4_encode(Tensor codes, Tensor absmax, Tensor x, const float* table, int64_t block) = 0;
   // out (n) T = round(table[code] * absmax[i / block]), product in f32.
   virtual void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) = 0;

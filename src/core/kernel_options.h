@@ -10,7 +10,7 @@ struct AttentionShape {
 };
 
 struct AdamwStep {
-  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
+  double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
   int64_t step = 1;          // from 1
   float gradient_scale = 1;  // the clip coefficient
 };

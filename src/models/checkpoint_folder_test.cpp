@@ -25,7 +25,8 @@ std::string refusal(const std::string& folder) {
 TEST(BrokenFolders, AreRefusedWithTheirFault) {
   NEEDS_SHARED();
   int refused = 0, loaded = 0;
-  for (const auto& c : nlohmann::ordered_json::parse(shared_text("golden/models/broken/broken.json")).at("cases")) {
+  const auto facts = nlohmann::ordered_json::parse(shared_text("golden/models/broken/broken.json"));
+  for (const auto& c : facts.at("cases")) {
     const std::string name = c.at("folder").get<std::string>(), said = refusal(shared("golden/models/broken/" + name));
     if (c.at("must") == "load") {
       EXPECT_EQ(said, "") << name;

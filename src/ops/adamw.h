@@ -3,11 +3,10 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/kernel_options.h"
 #include "core/tensor.h"
 
 namespace tessera {
-
-struct AdamwStep;  // backend/backend.h
 
 void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&);
 void square_sums(Tensor sums, Tensor x);  // sums (ceil(n/64)) f64 of blocks of 64

@@ -3,6 +3,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "core/error.h"
 #include "io/file.h"
 #include "train/checkpoint.h"
 #include "train/loop.h"

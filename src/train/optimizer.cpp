@@ -71,7 +71,7 @@ float Optimizer::gradient_norm(Arena& scratch) {
 
 void Optimizer::step(int64_t step, double lr, float norm) {
   AdamwStep s;
-  s.lr = float(lr), s.beta1 = float(options_.beta1), s.beta2 = float(options_.beta2), s.eps = float(options_.eps);
+  s.lr = lr, s.beta1 = options_.beta1, s.beta2 = options_.beta2, s.eps = options_.eps;
   s.step = step;
   s.gradient_scale = clip_coefficient(norm, float(options_.max_grad_norm));
   for (int unit = 0; unit < sharded_.units(); ++unit) {
@@ -80,7 +80,7 @@ void Optimizer::step(int64_t step, double lr, float norm) {
     for (const PartPlace& part : model_.units[size_t(unit)].parts) {
       const Range own = part.trains ? intersect(part.element_range(), mine) : Range{};
       if (!own.size()) continue;
-      s.weight_decay = options_.decay_norms_and_biases || decays(part.name) ? float(options_.weight_decay) : 0;
+      s.weight_decay = options_.decay_norms_and_biases || decays(part.name) ? options_.weight_decay : 0;
       adamw(part_of(sharded_.values(unit), mine, own), part_of(exp_avg(unit), mine, own), part_of(exp_avg_sq(unit), mine, own),
             part_of(sharded_.gradients(unit), mine, own), s);
     }

@@ -91,7 +91,8 @@ void write_model(LoadedModel& m, const std::string& folder, Dtype dtype) {
 
 void copy_tokenizer(const std::string& model_folder, const std::string& folder) {
   if (!Tokenizer::present(model_folder)) return;
-  for (const std::string& name : Tokenizer::load(model_folder).files())
+  const Tokenizer tokenizer = Tokenizer::load(model_folder);
+  for (const std::string& name : tokenizer.files())
     if (file_exists(model_folder + "/" + name)) copy_file_atomic(model_folder + "/" + name, folder + "/" + name);
 }
 

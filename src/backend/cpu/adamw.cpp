@@ -22,7 +22,7 @@ void adamw_range(float* value, float* m, float* v, const float* gradient, const 
   const float decay = float(1 - double(s.lr) * s.weight_decay);
   const float step = float(-(s.lr / (1 - std::pow(beta1, double(s.step)))));
   const float root2 = float(std::sqrt(1 - std::pow(beta2, double(s.step))));
-  const float take1 = float(1 - beta1), keep1 = 1 - take1, take2 = float(1 - beta2), keep2 = s.beta2;
+  const float take1 = float(1 - beta1), keep1 = 1 - take1, take2 = float(1 - beta2), keep2 = float(s.beta2);
   for_vectors(begin, end, [&](auto d, int64_t i) {
     const auto c = [&](float x) { return hn::Set(d, x); };
     const auto g = hn::Mul(load(d, gradient + i), c(s.gradient_scale)), old = load(d, m + i), difference = hn::Sub(g, old);
