@@ -48,14 +48,15 @@ struct Marks {
 
 std::string marked(const Example& example, const Tokenizer& tokenizer, Marks marks) {
   std::string out;
-  for (size_t i = 0; i < example.ids.size();) {
+  bool inside = false;
+  TokenStream stream(tokenizer, false);
+  for (size_t i = 0; i < example.ids.size(); ++i) {
     const bool learned = example.labels[i] >= 0;
-    std::vector<int32_t> run;
-    while (i < example.ids.size() && (example.labels[i] >= 0) == learned) run.push_back(example.ids[i++]);
-    const std::string text = tokenizer.decode(run, false);
-    out += learned ? str(marks.begin, text, marks.end) : text;
+    if (learned != inside) out += learned ? marks.begin : marks.end;
+    inside = learned;
+    out += stream.next(example.ids[i]);
   }
-  return out;
+  return out + stream.rest() + (inside ? marks.end : "");
 }
 
 int64_t learned_tokens(const Example& example) {
