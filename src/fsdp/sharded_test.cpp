@@ -180,6 +180,23 @@ TEST(Sharded, KeepingStrategiesDoNotGatherAgain) {
     });
 }
 
+// However much is prefetched, a unit stays in place from acquire to release.
+TEST(Sharded, PrefetchLeavesAcquiredUnitsAlone) {
+  const std::vector<UnitSize> sizes(6, {512, 256});
+  run_local_ranks(2, [&](Comm& comm) {
+    const auto backend = make_backend("cpu", 1);
+    Sharded sharded(comm, *backend, find_strategy("full_shard"), sizes, Dtype::f32, FrozenPlace::gathered);
+    load(sharded);
+    const auto first = sharded.acquire(0);
+    for (int u = 1; u < 6; ++u) sharded.prefetch(u);
+    const auto second = sharded.acquire(2);
+    for (int u = 0; u < 6; ++u) sharded.prefetch(u);
+    EXPECT_EQ(wrong_bytes(sharded.acquire(2), sizes[2], 2, Dtype::f32, 0), 0u);
+    EXPECT_EQ(wrong_bytes(first, sizes[0], 0, Dtype::f32, 0), 0u);
+    EXPECT_EQ(wrong_bytes(second, sizes[2], 2, Dtype::f32, 0), 0u);
+  });
+}
+
 // One rank: acquire points at the masters, and a change shows without a gather.
 TEST(Sharded, OneRankCopiesNothing) {
   const auto comm = make_single_comm();
