@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "models/load.h"
+#include "models/stored_codes.h"
 
 namespace tessera {
 namespace {
@@ -39,6 +40,7 @@ void check_present(const ModelConfig& c, const TensorFiles& files, const std::st
     fail(str(files.path(), " (model.safetensors or its index), tensor ", name), "is absent", str("shape ", bracketed(shape)),
          name == "lm_head.weight" ? "take the whole checkpoint, or set tie_word_embeddings to true in config.json"
                                   : "take the whole checkpoint");
+  if (shape.size() == 2 && find_stored_codes(files, name, shape[0], shape[1])) return;
   if (t->shape != shape)
     fail(where(*t), str("has shape ", bracketed(t->shape)), str(bracketed(shape), ", as config.json of ", c.path, " demands"),
          "take config.json and weights from the same model");
@@ -52,7 +54,7 @@ void check_checkpoint(const ModelConfig& c, const TensorFiles& files) {
   const auto wanted = demanded(c);
   for (const auto& [name, shape] : wanted) check_present(c, files, name, shape);
   for (const auto& [name, tensor] : files.all()) {
-    if (wanted.count(name) || ignored(name)) continue;
+    if (wanted.count(name) || ignored(name) || wanted.count(owner_of_stored_part(name))) continue;
     if (c.tied && name == "lm_head.weight") {
       check_tied_head(tensor, files.get("model.embed_tokens.weight"));
       continue;

@@ -64,6 +64,17 @@ void read_rope(const ConfigReader& json, ModelConfig& c) {
   }
 }
 
+void read_quantization(const ConfigReader& json, ModelConfig& c) {
+  const std::string method = json.text_or("quant_method", "bitsandbytes"),
+                    remedy = "give the original model folder; it is quantized while it is loaded";
+  if (method != "bitsandbytes") json.refuse("quant_method", method, "bitsandbytes", remedy);
+  if (!json.flag_or("load_in_4bit", false)) json.refuse("load_in_4bit", "false", "true (int8 checkpoints are not read yet)", remedy);
+  const std::string type = json.text_or("bnb_4bit_quant_type", "fp4");
+  if (type != "nf4") json.refuse("bnb_4bit_quant_type", type, "nf4", remedy);
+  c.stored_nf4 = true;
+  c.stored_double_quant = json.flag_or("bnb_4bit_use_double_quant", false);
+}
+
 void read_common(const ConfigReader& json, ModelConfig& c) {
   read_sizes(json, c);
   read_rope(json, c);
@@ -77,8 +88,7 @@ void read_common(const ConfigReader& json, ModelConfig& c) {
   const std::string act = json.text_or("hidden_act", "silu");
   if (act != "silu" && act != "swish") json.refuse("hidden_act", act, "silu", "other activations are not supported yet");
   if (json.has("quantization_config"))
-    json.refuse("quantization_config", "a checkpoint that is already quantized", "F32, F16 or BF16 weights",
-                "give the original model folder; Tessera quantizes while loading (--train_type qlora)");
+    read_quantization(ConfigReader(json.json().at("quantization_config"), json.where() + ", quantization_config"), c);
 }
 
 // Generation may end at more ids than config.json names.

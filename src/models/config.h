@@ -28,6 +28,8 @@ struct ModelConfig {
   int64_t bos = -1;
   std::vector<int64_t> eos;  // of config.json and generation_config.json
   std::string dtype;         // "float32", "bfloat16", ... as the file was saved; "" when not said
+  bool stored_nf4 = false;   // quantization_config: the projections are saved in bitsandbytes' NF4
+  bool stored_double_quant = false;
   int64_t parameters() const;
 };
 

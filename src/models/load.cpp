@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "core/text.h"
+#include "models/stored_codes.h"
 #include "ops/codebook4.h"
 #include "quant/codebook4.h"
 
@@ -100,10 +101,22 @@ Range encode_owned(const PartPlace& codes, const Codebook4& store, int64_t n, st
   return blocks;
 }
 
+void copy_stored(const UnitLayout& layout, const std::string& name, const StoredCodes& stored, Range mine, std::byte* bytes) {
+  copy_owned(layout.find(name), stored.codes->data, mine, bytes);
+  copy_owned(layout.find(name + ".absmax"), stored.absmax->data, mine, bytes);
+  if (!stored.nested()) return;
+  copy_owned(layout.find(name + ".nested_absmax"), stored.nested_absmax->data, mine, bytes);
+  copy_owned(layout.find(name + ".nested_offset"), &stored.nested_offset, mine, bytes);
+}
+
 void load_codebook4(Model& m, const UnitLayout& layout, const std::string& name, const Weight& w, const WeightSource& source, Range mine,
                     std::byte* bytes, const Exchange& exchange, Backend* home) {
   const auto& store = std::get<Codebook4>(w.store);
   const int64_t n = w.out * w.in;
+  if (const auto stored = source.base ? find_stored_codes(*source.base, name, w.out, w.in) : std::nullopt) {
+    copy_stored(layout, name, *stored, mine, bytes);
+    return;
+  }
   std::vector<float> absmax(size_t((n + block4 - 1) / block4));
   exchange(absmax, encode_owned(layout.find(name), store, n, absmax, source, m, mine, bytes, home));
   if (!store.nested) {

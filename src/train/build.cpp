@@ -20,8 +20,11 @@ std::map<std::string, AdapterSpec> adapter_specs(const PeftConfig& peft, const M
 
 ModelOptions model_options(const ModelRequest& r, const PeftConfig& peft, const ModelConfig& config) {
   ModelOptions o;
+  if (config.stored_nf4 && !r.quantized)
+    fail(str("model folder ", config.path), "is saved in 4 bits (NF4), but the base was asked for dense",
+         "--train_type qlora or custom_qlora", "choose one of them, or give the original, unquantized folder");
   o.format = &find_format(r.quantized ? r.quant_format : "dense");
-  o.double_quant = r.double_quant;
+  o.double_quant = config.stored_nf4 ? config.stored_double_quant : r.double_quant;
   o.compute = r.compute;
   o.train_base = r.train_base;
   if (r.new_adapter || !r.adapter.empty()) o.adapters = adapter_specs(peft, config);
