@@ -1,6 +1,8 @@
 // The field list of TrainConfig: each option once, with the spellings and defaults of the programs it comes from.
 #include "cli/config.h"
 
+#include "optim/schedule.h"
+
 namespace tessera {
 namespace {
 
@@ -107,7 +109,7 @@ void add_optimizer_fields(FieldList& fields, TrainConfig& c) {
   fields.add("lr_scheduler", &c.lr_scheduler, "how the step size changes over the run")
       .also({"lr_scheduler_type"})
       .upstream("constant", "linear")
-      .one_of({"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "exponential"})
+      .one_of(schedule_names())
       .not_yet({"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau", "greedy"});
   fields
       .add("warmup_steps", &c.warmup_steps, "steps over which the step size grows from 0; below 1 it is a share of the run; -1: not given")
@@ -155,7 +157,7 @@ void add_output_fields(FieldList& fields, TrainConfig& c) {
   fields.group("Output");
   fields.add("output_dir", &c.output_dir, "folder for checkpoints, the result and the records of the run")
       .upstream("output", "trainer_output");
-  fields.add("save_model", &c.save_model, "write the trained adapter or model at the end").upstream("false", "true");
+  fields.add("save_model", &c.save_model, "write the trained adapter or model at the end");
   fields.add("save_steps", &c.save_steps, "optimizer steps between checkpoints; 0: none before the end").upstream("0", "500").from(0);
   fields.add("save_total_limit", &c.save_total_limit, "checkpoints to keep, the newest; 0: all").from(0);
   fields.add("resume_from_checkpoint", &c.resume_from_checkpoint, "go on from this checkpoint folder; true: from the newest of output_dir")

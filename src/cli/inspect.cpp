@@ -9,6 +9,7 @@
 #include "cli/record.h"
 #include "core/text.h"
 #include "data/dataset.h"
+#include "train/build.h"
 
 namespace tessera {
 namespace {
@@ -28,17 +29,6 @@ FieldList inspect_fields(InspectOptions& o) {
   fields.add("json", &o.json, "one JSON object per row: row, text, ids, labels, dropped");
   add_data_fields(fields, o.train);
   return fields;
-}
-
-DatasetOptions dataset_options_of(const TrainConfig& c) {
-  DatasetOptions options;
-  options.dataset = c.dataset;
-  options.dialect = c.defaults;
-  options.text_field = c.dataset_text_field;
-  options.context_length = c.context_length;
-  options.samples = c.dataset_samples;
-  options.completion_only = c.completion_only_loss;
-  return options;
 }
 
 // Marks set around the learned stretches of a row.
@@ -93,7 +83,8 @@ int run_inspect(const Arguments& args) {
   if (Tokenizer::present(options.train.model)) tokenizer = Tokenizer::load(options.train.model);
   const Tokenizer* seen = tokenizer ? &*tokenizer : nullptr;
   const Marks marks = ::isatty(STDOUT_FILENO) ? Marks{"\033[32m", "\033[0m"} : Marks{"[[", "]]"};
-  for (const auto& row : inspect_rows(dataset_options_of(options.train), seen, seen ? seen->vocab_size() : 0, options.rows)) {
+  for (const auto& row :
+       inspect_rows(dataset_options(options.train, options.train.dataset), seen, seen ? seen->vocab_size() : 0, options.rows)) {
     if (options.json)
       show_json(row);
     else

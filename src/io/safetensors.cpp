@@ -215,6 +215,10 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return "[" + join(parts, ", ") + "]";
 }
 
+void TensorFiles::forget_pages() const {
+  for (const auto& file : files_) file->drop(0, file->size());
+}
+
 int64_t StoredTensor::size() const {
   int64_t product = 1;
   for (const int64_t size : shape) product *= size;

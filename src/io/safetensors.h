@@ -42,6 +42,7 @@ class TensorFiles {
   const std::map<std::string, StoredTensor>& all() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::string& path() const { return path_; }
+  void forget_pages() const;  // bytes read so far need not stay in this process's memory; they are read again when touched
   const std::vector<std::string>& files() const { return file_names_; }
 
  private:

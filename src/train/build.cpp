@@ -80,6 +80,7 @@ void load_all(LoadedModel& m) {
     load_unit(
         m.model, u, sources.source, m.sharded.frozen_range(u), m.sharded.frozen_shard(u), m.sharded.trainable_range(u),
         m.sharded.values(u).as<float>(), [&](std::vector<float>& v, Range mine) { exchange_values(m.comm, v, mine); }, &m.backend);
+    if (sources.base) sources.base->forget_pages();
     progress.at(u + 1, human_bytes(resident_bytes()));
   }
   m.sharded.loaded();

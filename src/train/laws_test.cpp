@@ -171,6 +171,33 @@ TEST_F(Laws, OldCheckpointsAreDeletedAfterTheNewOne) {
   EXPECT_EQ(left, (std::vector<std::string>{"checkpoint-3", "checkpoint-4"}));
 }
 
+// Nothing is read before it is written: memory full of NaN gives the same bits as memory full of zeros.
+TEST_F(Laws, PoisonedMemoryDoesNotChangeBits) {
+  for (const char* type : {"qlora", "full"})
+    for (const Dtype compute : {Dtype::f32, Dtype::bf16}) {
+      std::vector<std::map<std::string, std::vector<double>>> gradients;
+      for (const int fill : {0x00, 0xff}) {
+        ModelRequest r = model_request(config(type, "unused"));
+        r.compute = compute;
+        TestModel m(r);
+        {
+          const ArenaScope scope(m.model.arena);
+          const Tensor memory = m.model.arena.take(Dtype::u8, {int64_t(8) << 20}, "poison");
+          std::memset(memory.data, fill, memory.bytes());
+        }
+        Example row;
+        for (int i = 0; i < 13; ++i) row.ids.push_back(1 + i * 4);
+        row.labels = row.ids;
+        row.labels[3] = -100;
+        Example shorter = row;
+        shorter.ids.resize(7), shorter.labels.resize(7);
+        m.model.pass.train(collate({&row, &shorter}), 1.f / 16);
+        gradients.push_back(m.gradients());
+      }
+      EXPECT_EQ(gradients[0], gradients[1]) << type;
+    }
+}
+
 // A micro-batch's gradient does not change a frozen byte, and every adapter tensor gets one.
 TEST_F(Laws, FrozenBytesStay) {
   for (const bool quantized : {false, true}) {

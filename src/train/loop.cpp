@@ -52,6 +52,8 @@ void report_data(const Dataset& data, const char* what) {
   say(str(what, "     ", data.path().empty() ? "made in memory" : data.path(), ": ", r.kind, ", ", r.kept, " of ", r.rows, " rows, ",
           human_count(double(r.tokens)), " tokens, ", human_count(double(r.label_tokens)), " of them trained on, ", r.truncated,
           " rows cut at the context length"));
+  if (!r.chat_template.empty()) say(str(what, "     conversations are written by the ", r.chat_template, " template"));
+  for (const std::string& note : r.notes) say(str(what, "     ", note));
   if (r.dropped_without_label)
     warn(str(r.dropped_without_label, " of ", r.rows,
              " rows have no token left to learn after the cut and are dropped; a larger --context_length keeps them"));
@@ -178,9 +180,10 @@ bool Run::stopping() { return sum_of(comm_, stop_requested.load() ? 1 : 0) > 0; 
 TrainResult Run::go() {
   const TrainConfig& c = config_;
   const Model& m = model_->model;
+  const int64_t trains = m.trainable_parameters();
   say(str("model    ", m.config.model_type, " ", human_count(double(m.config.parameters())), " parameters, ", c.train_type, ", ",
-          c.precision, ", trains ", m.trainable_parameters(), " values (",
-          fixed(100.0 * double(m.trainable_parameters()) / double(m.config.parameters()), 3), " %)"));
+          c.precision, ", trains ", trains, " values (",
+          fixed(100.0 * double(trains) / double(m.config.parameters() + (m.options.train_base ? 0 : trains)), 3), " %)"));
   say(str("ranks    ", comm_.describe(), "; ", backend_->describe(), "; ", c.sharding_strategy));
   say(str("steps    ", total_, " of ", c.batch_size, " rows x ", c.gradient_accumulation_steps, " micro-batches x ", comm_.size(),
           " ranks, ", loader_.steps_per_epoch(), " to an epoch; ", c.lr_scheduler, " to lr ", c.lr, ", ", schedule_.warmup_steps,
