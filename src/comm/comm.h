@@ -12,17 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/range.h"
 
 namespace tessera {
-
-// Memory that all ranks of one node see at once. Freed when every rank has dropped it (collective over the node).
-class SharedWindow {
- public:
-  virtual ~SharedWindow() = default;
-  virtual std::byte* data() const = 0;
-  virtual size_t bytes() const = 0;
-};
 
 class Comm {
  public:
@@ -43,7 +36,7 @@ class Comm {
   virtual std::unique_ptr<Comm> split(int color, int key) = 0;
   // Zeroed, page-aligned memory shared by the ranks of this group on this node; bytes must be equal on all of them. Collective.
   // REQUIRES: all ranks of the group are on one node.
-  virtual std::unique_ptr<SharedWindow> shared_window(size_t bytes) = 0;
+  virtual Buffer shared_window(size_t bytes) = 0;
   // Ends every rank of the run with this exit code. Does not return: single exits, mpi ends all processes, local throws Error on every
   // rank.
   virtual void abort(int code) = 0;

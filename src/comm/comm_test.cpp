@@ -108,18 +108,18 @@ void check_window(Comm& comm) {
   const size_t n = 3 * 4096 + 256;
   {
     const auto window = comm.shared_window(n);
-    ASSERT_EQ(window->bytes(), n);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(window->data()) % 4096, 0u);
+    ASSERT_EQ(window.bytes(), n);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(window.data()) % 4096, 0u);
     size_t wrong = 0;
-    for (size_t i = 0; i < n; ++i) wrong += window->data()[i] != std::byte(0);
+    for (size_t i = 0; i < n; ++i) wrong += window.data()[i] != std::byte(0);
     comm.barrier();
     const Range mine = cut(n, comm.size(), 3)[comm.rank()];
-    for (size_t i = mine.begin; i < mine.end; ++i) window->data()[i] = byte_of(i, 3);
+    for (size_t i = mine.begin; i < mine.end; ++i) window.data()[i] = byte_of(i, 3);
     comm.barrier();
-    for (size_t i = 0; i < n; ++i) wrong += window->data()[i] != byte_of(i, 3);
+    for (size_t i = 0; i < n; ++i) wrong += window.data()[i] != byte_of(i, 3);
     EXPECT_EQ(wrong, 0u);
   }
-  EXPECT_EQ(comm.shared_window(0)->bytes(), 0u);
+  EXPECT_EQ(comm.shared_window(0).bytes(), 0u);
 }
 
 void check_all(Comm& comm) {

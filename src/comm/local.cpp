@@ -75,28 +75,13 @@ class Board {
   bool ended_;
 };
 
-// What the ranks of one run have in common: it owns boards and windows until the run ends.
+// What the ranks of one run have in common: it owns the boards until the run ends.
 class Run {
  public:
-  struct Window {
-    Buffer pages;
-    int users;
-  };
-
   Board* add_board(int size) {
     const std::lock_guard lock(mutex_);
     boards_.push_back(std::make_unique<Board>(mutex_, size, ended_));
     return boards_.back().get();
-  }
-  Window* add_window(size_t bytes, int users) {
-    Buffer pages = private_pages(bytes);
-    const std::lock_guard lock(mutex_);
-    windows_.push_back(std::make_unique<Window>(Window{std::move(pages), users}));
-    return windows_.back().get();
-  }
-  void drop(Window& window) {
-    const std::lock_guard lock(mutex_);
-    if (--window.users == 0) window.pages = {};
   }
   void end(Board& board) {
     const std::lock_guard lock(mutex_);
@@ -112,21 +97,6 @@ class Run {
   std::mutex mutex_;
   bool ended_ = false;
   std::vector<std::unique_ptr<Board>> boards_;
-  std::vector<std::unique_ptr<Window>> windows_;
-};
-
-class LocalWindow final : public SharedWindow {
- public:
-  LocalWindow(Run& run, Run::Window& window) : run_(run), window_(window), data_(window.pages.data()), bytes_(window.pages.bytes()) {}
-  ~LocalWindow() override { run_.drop(window_); }
-  std::byte* data() const override { return data_; }
-  size_t bytes() const override { return bytes_; }
-
- private:
-  Run& run_;
-  Run::Window& window_;
-  std::byte* data_;
-  size_t bytes_;
 };
 
 class LocalComm final : public Comm {
@@ -187,12 +157,14 @@ class LocalComm final : public Comm {
     return std::make_unique<LocalComm>(run_, *board, int(me - group.begin()));
   }
 
-  std::unique_ptr<SharedWindow> shared_window(size_t bytes) override {
-    Run::Window* window = rank_ == 0 ? run_.add_window(bytes, size()) : nullptr;
-    board_.exchange(rank_, window, [&](const std::vector<const void*>& all) {
-      window = static_cast<Run::Window*>(const_cast<void*>(all[0]));  // made by rank 0, not const
-    });
-    return std::make_unique<LocalWindow>(run_, *window);
+  Buffer shared_window(size_t bytes) override {
+    int file = rank_ == 0 ? memory_file(bytes) : -1;
+    const int* shown = &file;
+    board_.exchange(rank_, shown, [&](const std::vector<const void*>& all) { file = *static_cast<const int*>(all[0]); });
+    Buffer pages = file_pages(file, bytes);
+    barrier();  // all have mapped it
+    if (rank_ == 0) close_file(file);
+    return pages;
   }
 
   void abort(int code) override {

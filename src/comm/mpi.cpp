@@ -98,16 +98,6 @@ class Session {
   }
 };
 
-class FileWindow final : public SharedWindow {
- public:
-  explicit FileWindow(Buffer pages) : pages_(std::move(pages)) {}
-  std::byte* data() const override { return pages_.data(); }
-  size_t bytes() const override { return pages_.bytes(); }
-
- private:
-  Buffer pages_;
-};
-
 class MpiComm final : public Comm {
  public:
   explicit MpiComm(MPI_Comm comm) : comm_(comm) {  // owns comm
@@ -130,7 +120,7 @@ class MpiComm final : public Comm {
   void broadcast(std::byte* buffer, size_t bytes, int root) override;
   void barrier() override;
   std::unique_ptr<Comm> split(int color, int key) override;
-  std::unique_ptr<SharedWindow> shared_window(size_t bytes) override;
+  Buffer shared_window(size_t bytes) override;
   void abort(int code) override;
   void interrupt() override { interrupted_ = true; }
 
@@ -260,12 +250,12 @@ void MpiComm::abort(int code) {
 
 // A file in memory, made by rank 0 and opened by the others through /proc. MPI_Win_allocate_shared would need room in /dev/shm, which
 // containers keep at 64 MB, and frees collectively, which hangs when one rank ends in an error.
-std::unique_ptr<SharedWindow> MpiComm::shared_window(size_t bytes) {
+Buffer MpiComm::shared_window(size_t bytes) {
   assert(nodes_ == 1);
   int64_t made[2] = {-1, -1};  // process and file of rank 0
   if (rank_ == 0) {
-    const int file = memfd_create("tessera", MFD_CLOEXEC);
-    if (file >= 0 && ftruncate(file, off_t(bytes)) == 0) made[0] = getpid(), made[1] = file;
+    made[1] = memory_file(bytes);
+    made[0] = getpid();
   }
   broadcast(reinterpret_cast<std::byte*>(made), sizeof made, 0);
   const std::string path = str("/proc/", made[0], "/fd/", made[1]);
@@ -275,8 +265,8 @@ std::unique_ptr<SharedWindow> MpiComm::shared_window(size_t bytes) {
          "start all ranks of a node in one container");
   Buffer pages = file_pages(file, bytes);
   barrier();  // rank 0 keeps its file open until all have it
-  close(file);
-  return std::make_unique<FileWindow>(std::move(pages));
+  close_file(file);
+  return pages;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "comm/pages.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -22,5 +23,14 @@ Buffer map(size_t bytes, int flags, int file) {
 
 Buffer private_pages(size_t bytes) { return map(bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1); }
 Buffer file_pages(int file, size_t bytes) { return map(bytes, MAP_SHARED, file); }
+
+int memory_file(size_t bytes) {
+  const int file = memfd_create("tessera", MFD_CLOEXEC);
+  if (file < 0 || ftruncate(file, off_t(bytes)) != 0)
+    fail("shared window", str(human_bytes(bytes), " refused: ", std::strerror(errno)), "a system with memfd_create",
+         "use Linux 3.17 or later");
+  return file;
+}
+void close_file(int file) { close(file); }
 
 }  // namespace tessera

@@ -10,16 +10,6 @@
 namespace tessera {
 namespace {
 
-class SingleWindow final : public SharedWindow {
- public:
-  explicit SingleWindow(size_t bytes) : pages_(private_pages(bytes)) {}
-  std::byte* data() const override { return pages_.data(); }
-  size_t bytes() const override { return pages_.bytes(); }
-
- private:
-  Buffer pages_;
-};
-
 class SingleComm final : public Comm {
  public:
   int rank() const override { return 0; }
@@ -36,7 +26,7 @@ class SingleComm final : public Comm {
   void broadcast(std::byte*, size_t, int root) override { assert(root == 0), (void)root; }
   void barrier() override {}
   std::unique_ptr<Comm> split(int, int) override { return make_single_comm(); }
-  std::unique_ptr<SharedWindow> shared_window(size_t bytes) override { return std::make_unique<SingleWindow>(bytes); }
+  Buffer shared_window(size_t bytes) override { return private_pages(bytes); }
   void abort(int code) override { std::exit(code); }
   void interrupt() override {}  // nothing ever waits
 };

@@ -66,7 +66,7 @@ struct Sharded::Impl {
   std::vector<Unit> units;
   size_t frozen_total = 0, owned_total = 0;  // bytes of the window or of the shards; elements
 
-  std::unique_ptr<SharedWindow> window;
+  Buffer window;
   Buffer shards, masters, sums, copies;
   std::vector<Scratch> scratch;    // [0] serves all ordinary units
   std::vector<size_t> scratch_of;  // of each unit
@@ -184,7 +184,7 @@ Range Sharded::trainable_range(int unit) const { return impl_->at(unit).owned; }
 std::byte* Sharded::frozen_shard(int unit) {
   const Unit& u = impl_->at(unit);
   if (u.frozen_mine.size() == 0) return nullptr;
-  return impl_->in_window ? impl_->window->data() + u.frozen_at + u.frozen_mine.begin : impl_->shards.data() + u.frozen_at;
+  return impl_->in_window ? impl_->window.data() + u.frozen_at + u.frozen_mine.begin : impl_->shards.data() + u.frozen_at;
 }
 
 Tensor Sharded::values(int unit) { return impl_->owned_of(impl_->masters, impl_->at(unit), Dtype::f32); }
@@ -214,7 +214,7 @@ Sharded::View Sharded::acquire(int unit) {
   }
   View view;
   if (u.size.frozen_bytes)
-    view.frozen = m.moves_frozen ? slot->frozen.data() : (m.in_window ? m.window->data() : m.shards.data()) + u.frozen_at;
+    view.frozen = m.moves_frozen ? slot->frozen.data() : (m.in_window ? m.window.data() : m.shards.data()) + u.frozen_at;
   if (u.size.trainable)
     view.trainable = m.moves_trainable ? slot->trainable.data() : m.compute_values().data() + u.owned_at * size_of(m.compute);
   return view;
@@ -271,7 +271,7 @@ bool Sharded::counts_once(int) const { return impl_->strategy.shard_over_world |
 size_t Sharded::bytes() const {
   const Impl& m = *impl_;
   size_t sum = m.shards.bytes() + m.masters.bytes() + m.sums.bytes() + m.copies.bytes();
-  if (m.window) sum += m.window->bytes() / size_t(m.comm.size());
+  if (m.in_window) sum += m.window.bytes() / size_t(m.comm.size());
   for (const Scratch& s : m.scratch) sum += s.memory.bytes();
   if (m.slots) sum += m.slots->bytes();
   return sum;
