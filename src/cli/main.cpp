@@ -23,12 +23,23 @@ int run_program(const Arguments& words) {
   return find_command(words[0]).run(Arguments(words.begin() + 1, words.end()));
 }
 
-// One rank's error must not leave the others waiting.
-int give_up(const std::string& what) {
+int give_up(const std::string& what, Comm& ranks) {
   complain(what);
-  if (started_by_mpi())
-    if (const auto ranks = make_mpi_comm(); ranks->size() > 1) ranks->abort(1);
+  if (ranks.size() > 1) ranks.abort(1);
   return 1;
+}
+
+// The group is made before anything can fail: an error of one rank then ends the others without their help.
+int run_rank(const Arguments& words) {
+  const auto ranks = make_mpi_comm();
+  set_log_rank(ranks->rank(), ranks->size());
+  try {
+    return run_program(words);
+  } catch (const std::bad_alloc&) {
+    return give_up("out of memory", *ranks);
+  } catch (const std::exception& e) {
+    return give_up(e.what(), *ranks);
+  }
 }
 
 }  // namespace
@@ -36,10 +47,9 @@ int give_up(const std::string& what) {
 
 int main(int argc, char** argv) {
   try {
-    return tessera::run_program(tessera::Arguments(argv + 1, argv + argc));
-  } catch (const std::bad_alloc&) {
-    return tessera::give_up("out of memory");
+    return tessera::run_rank(tessera::Arguments(argv + 1, argv + argc));
   } catch (const std::exception& e) {
-    return tessera::give_up(e.what());
+    tessera::complain(e.what());
+    return 1;
   }
 }
