@@ -31,9 +31,11 @@ void add_model_fields(FieldList& fields, ModelChoice& m) {
   fields
       .add("precision", &m.precision,
            "of base and activations: fp32 or bf16; none: as the adapter was trained, else as the model was saved")
-      .one_of({"", "fp32", "bf16"});
+      .one_of({"fp32", "bf16"})
+      .means("", {"none"});
   fields.add("quant_format", &m.quant_format, "of the base: dense or nf4; none: as the adapter was trained, else dense")
-      .one_of({"", "dense", "nf4"});
+      .one_of({"dense", "nf4"})
+      .means("", {"none"});
   fields.add("double_quant", &m.double_quant, "scales of an nf4 base in 8 bits, when the adapter's run does not say");
   fields.add("threads", &m.threads, "threads; 0: all cores").from(0);
 }
