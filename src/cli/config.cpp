@@ -134,9 +134,9 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
            "keep one activation per layer and compute the others again: less memory, more time")
       .also({"use_gradient_checkpointing"});
   fields
-      .add(
-          "sharding_strategy", &c.sharding_strategy,
-          "full_shard: each rank keeps a share of everything; shard_grad_op: gathered weights stay until the backward pass; ddp: no shares")
+      .add("sharding_strategy", &c.sharding_strategy,
+           "full_shard: each rank keeps a share of everything; shard_grad_op: gathered weights stay until the backward pass; ddp: every "
+           "rank holds all that trains")
       .also({"fsdp_sharding_strategy"})
       .one_of({"full_shard", "shard_grad_op", "ddp"})
       .means("full_shard", {"1"})

@@ -56,13 +56,13 @@ int run_eval(const Arguments& args) {
   if (!read_options(fields, args)) return 0;
   const auto comm = started_by_mpi() ? make_mpi_comm() : make_single_comm();
   set_log_rank(comm->rank(), comm->size());
-  const auto backend = make_backend("cpu", int(o.model.threads));
+  const auto backend = make_backend("cpu", rank_threads("cpu", o.model.threads, *comm));
   const ModelRequest request = choose_model(o.model);
   std::optional<Tokenizer> tokenizer;
   if (Tokenizer::present(request.folder)) tokenizer = Tokenizer::load(request.folder);
   const Dataset data = Dataset::load(dataset_options(o.data, o.data.dataset), tokenizer ? &*tokenizer : nullptr,
                                      int32_t(read_model_config(request.folder).vocab));
-  if (data.report().dropped_without_label) warn(str(data.report().dropped_without_label, " rows have no target token and are left out"));
+  report_rows(data, "data ");
   LoadedModel model(request, *comm, *backend);
   print(o, evaluate(model.pass, *comm, data, o.data.batch_size, true));
   return 0;

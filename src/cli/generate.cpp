@@ -75,6 +75,8 @@ int run_generate(const Arguments& args) {
   GenerateOptions o;
   FieldList fields = generate_fields(o);
   if (!read_options(fields, args)) return 0;
+  if (started_by_mpi() && make_mpi_comm()->size() > 1)
+    fail("generate", "was started on several ranks", "one process", "start it without launch or mpiexec; --threads uses all cores");
   const auto comm = make_single_comm();
   const auto backend = make_backend("cpu", int(o.model.threads));
   const ModelRequest request = choose_model(o.model);

@@ -18,7 +18,7 @@
 namespace tessera {
 namespace {
 
-const std::vector<std::string> launched = {"train", "eval", "generate"};  // the commands that run on ranks
+const std::vector<std::string> launched = {"train", "eval"};  // the commands that run on ranks
 
 struct LaunchOptions {
   int64_t num_processes = 0;

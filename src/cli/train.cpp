@@ -9,7 +9,6 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
-#include "io/file.h"
 #include "train/loop.h"
 
 namespace tessera {
@@ -48,11 +47,7 @@ int run_rank(const TrainArguments& arguments, Comm& comm) {
     fail("--world_size", str(arguments.world_size), str(comm.size(), ", the ranks that mpiexec started"), "give both the same number");
   for (const std::string& notice : arguments.notices) say(notice);
   watch_signals();
-  if (comm.rank() == 0) {
-    make_folder(arguments.config.output_dir);
-    write_run_record(arguments.config);
-  }
-  const TrainResult result = train(arguments.config, comm);
+  const TrainResult result = train(arguments.config, comm, [&] { write_run_record(arguments.config); });
   report(arguments.config, result);
   comm.barrier();
   return result.interrupted ? exit_continue_me : 0;

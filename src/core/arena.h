@@ -1,5 +1,5 @@
-// Arena: bump allocation from one buffer of a backend. Not thread-safe. Everything a step needs is taken from it and given back by
-// rewinding, so "what did this step need" is one number, high_water().
+// Arena: bump allocation from one buffer of a backend. Not thread-safe. Activations and scratch of a step are taken from it and given
+// back by rewinding, so "what did this step need" is one number, high_water(). (CPU kernels keep small packing buffers of their own.)
 #pragma once
 #include <cstddef>
 #include <string>

@@ -1,5 +1,5 @@
 // How a weight matrix is stored. A closed list: Dense (values) and Codebook4 (4-bit codes into a table of 16 values). Bits, block and
-// table are fields of a format row, not types. The bytes a format needs are said in one place and used by allocation, sharding and plan.
+// table are fields of a format row, not types. The bytes a format needs are said in one place and used by allocation and sharding.
 // Source of the 4-bit layout: bitsandbytes (reference in docs/formats.md).
 #pragma once
 #include <span>

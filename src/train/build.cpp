@@ -146,4 +146,23 @@ DatasetOptions dataset_options(const TrainConfig& c, const std::string& dataset)
   return o;
 }
 
+int rank_threads(const std::string& device, int64_t asked, Comm& comm) {
+  if (asked > 0) return int(asked);
+  int64_t on_node = 0;
+  for (const int64_t node : gather_values(comm, int64_t(comm.node()))) on_node += node == comm.node();
+  return std::max(1, int(make_backend(device, 0)->threads() / on_node));
+}
+
+void report_rows(const Dataset& data, const char* what) {
+  const DatasetReport& r = data.report();
+  say(str(what, "     ", data.path().empty() ? "made in memory" : data.path(), ": ", r.kind, ", ", r.kept, " of ", r.rows, " rows, ",
+          human_count(double(r.tokens)), " tokens, ", human_count(double(r.label_tokens)), " of them trained on, ", r.truncated,
+          " rows cut at the context length"));
+  if (!r.chat_template.empty()) say(str(what, "     conversations are written by the ", r.chat_template, " template"));
+  for (const std::string& note : r.notes) say(str(what, "     ", note));
+  if (r.dropped_without_label)
+    warn(str(r.dropped_without_label, " of ", r.rows,
+             " rows have no token left to learn after the cut and are dropped; a larger --context_length keeps them"));
+}
+
 }  // namespace tessera

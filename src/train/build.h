@@ -50,5 +50,8 @@ struct LoadedModel {
 Dtype compute_dtype(const std::string& precision);  // fp32 -> f32, bf16 -> bf16; throws for others
 ModelRequest model_request(const TrainConfig&);
 DatasetOptions dataset_options(const TrainConfig&, const std::string& dataset);
+// Threads of this rank: as asked, or (0) its share of the node's cores. Collective.
+int rank_threads(const std::string& device, int64_t asked, Comm&);
+void report_rows(const Dataset&, const char* what);  // says what was read, and what was dropped
 
 }  // namespace tessera

@@ -81,7 +81,7 @@ Json read_manifest(const std::string& folder) {
 
 }  // namespace
 
-std::map<std::string, std::string> run_identity(const TrainConfig& c, int64_t micro_batches, const Dataset& data) {
+std::map<std::string, std::string> run_identity(const TrainConfig& c, const RunShape& shape, const Dataset& data) {
   return {{"train_type", c.train_type},
           {"precision", c.precision},
           {"quant_format", c.quant_format},
@@ -93,7 +93,16 @@ std::map<std::string, std::string> run_identity(const TrainConfig& c, int64_t mi
           {"dataset_tokens", str(data.report().tokens)},
           {"context_length", str(c.context_length)},
           {"batch_size", str(c.batch_size)},
-          {"micro_batches", str(micro_batches)},
+          {"micro_batches", str(shape.micro_batches)},
+          {"total_steps", str(shape.total_steps)},
+          {"warmup_steps", str(shape.warmup_steps)},
+          {"defaults", c.defaults},
+          {"lora_target_modules", join(c.lora_target_modules, ",")},
+          {"lora_exclude_modules", join(c.lora_exclude_modules, ",")},
+          {"use_rslora", str(c.use_rslora)},
+          {"dataset_text_field", c.dataset_text_field},
+          {"completion_only_loss", str(c.completion_only_loss)},
+          {"dataset_label_tokens", str(data.report().label_tokens)},
           {"shuffle", str(c.shuffle)},
           {"seed", str(c.seed)},
           {"optimizer", c.optimizer},

@@ -17,14 +17,19 @@ struct CheckpointState {
   std::map<std::string, std::string> identity;  // what must be equal for the run to be the same run
 };
 
-// What makes two runs the same: everything that changes a number of the training. micro_batches: per step over all ranks.
-std::map<std::string, std::string> run_identity(const TrainConfig&, int64_t micro_batches, const Dataset&);
+// What a run's length and window are resolved to.
+struct RunShape {
+  int64_t micro_batches = 1;  // per optimizer step, over all ranks
+  int64_t total_steps = 0, warmup_steps = 0;
+};
+// What makes two runs the same: the settings that change a number of the training. The base model's files are not among them.
+std::map<std::string, std::string> run_identity(const TrainConfig&, const RunShape&, const Dataset&);
 
 // Collective. Returns the folder. Older checkpoints beyond `keep` (0: all) are deleted after this one is verified.
 std::string save_checkpoint(LoadedModel&, const Optimizer&, const CheckpointState&, const std::string& output, int64_t keep);
 
 // The checkpoint to resume: `asked` is a folder, or true/auto/latest for the newest complete one of `output`. "" when asked is "" or false.
-// Checks sizes and hashes; throws Error naming the file that is damaged.
+// Checks the hashes; throws Error naming the file that is damaged.
 std::string find_checkpoint(const std::string& asked, const std::string& output);
 CheckpointState read_checkpoint_state(const std::string& folder);
 // Throws Error naming the first setting that differs.

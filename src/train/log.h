@@ -26,8 +26,9 @@ class TrainLog {
   // folder: where train.jsonl lives; lines of steps after `done` (of a run that is being resumed) are cut off.
   TrainLog(const std::string& folder, int64_t total_steps, int64_t done, int64_t logging_steps);
   void step(const StepRecord&);
-  void evaluation(int64_t step, double loss, int64_t tokens);  // also a line of train.jsonl: {"step", "eval_loss", "eval_perplexity"}
-  void note(const std::string& line);                          // a line that does not break the bar
+  void evaluation(int64_t step, double loss,
+                  int64_t tokens);     // also a line of train.jsonl: {"step", "eval_loss", "eval_perplexity", "eval_tokens"}
+  void note(const std::string& line);  // a line that does not break the bar
   double first_loss() const { return first_; }
   double last_loss() const { return last_; }  // mean of the last 30 steps
 

@@ -46,29 +46,17 @@ ScheduleOptions schedule_options(const TrainConfig& c, int64_t steps) {
   return {c.lr_scheduler, c.defaults, c.lr, steps, resolve_warmup(c.defaults, c.lr_scheduler, c.warmup_steps, c.warmup_ratio, steps)};
 }
 
-// Says what was read, and what was dropped.
-void report_data(const Dataset& data, const char* what) {
-  const DatasetReport& r = data.report();
-  say(str(what, "     ", data.path().empty() ? "made in memory" : data.path(), ": ", r.kind, ", ", r.kept, " of ", r.rows, " rows, ",
-          human_count(double(r.tokens)), " tokens, ", human_count(double(r.label_tokens)), " of them trained on, ", r.truncated,
-          " rows cut at the context length"));
-  if (!r.chat_template.empty()) say(str(what, "     conversations are written by the ", r.chat_template, " template"));
-  for (const std::string& note : r.notes) say(str(what, "     ", note));
-  if (r.dropped_without_label)
-    warn(str(r.dropped_without_label, " of ", r.rows,
-             " rows have no token left to learn after the cut and are dropped; a larger --context_length keeps them"));
-}
-
 // Everything of one run, in the order it is made.
 struct Run {
   Run(const TrainConfig& c, Comm& comm);
-  TrainResult go();
+  TrainResult go(const std::function<void()>& on_start);
 
  private:
   StepRecord step(int64_t number);
   void evaluate_now(int64_t done);
   void save(int64_t done);
   bool stopping();
+  std::map<std::string, std::string> identity() const;
 
   TrainConfig config_;
   Comm& comm_;
@@ -92,14 +80,6 @@ std::optional<Tokenizer> load_tokenizer(const std::string& folder) {
   return Tokenizer::load(folder);
 }
 
-// Threads of this rank: its share of the node's cores.
-int rank_threads(const TrainConfig& c, Comm& comm) {
-  if (c.threads > 0) return int(c.threads);
-  int64_t on_node = 0;
-  for (const int64_t node : gather_values(comm, int64_t(comm.node()))) on_node += node == comm.node();
-  return std::max(1, int(make_backend(c.device, 0)->threads() / on_node));
-}
-
 Dataset load_rows(const TrainConfig& c, const std::string& dataset, const std::optional<Tokenizer>& tokenizer, const ModelConfig& model) {
   return Dataset::load(dataset_options(c, dataset), tokenizer ? &*tokenizer : nullptr, int32_t(model.vocab));
 }
@@ -107,7 +87,7 @@ Dataset load_rows(const TrainConfig& c, const std::string& dataset, const std::o
 Run::Run(const TrainConfig& c, Comm& comm)
     : config_(c),
       comm_(comm),
-      backend_(make_backend(c.device, rank_threads(c, comm))),
+      backend_(make_backend(c.device, rank_threads(c.device, c.threads, comm))),
       tokenizer_(load_tokenizer(c.model)),
       model_config_(read_model_config(c.model)),
       data_(load_rows(c, c.dataset, tokenizer_, model_config_)),
@@ -115,17 +95,17 @@ Run::Run(const TrainConfig& c, Comm& comm)
       total_(total_steps(c, loader_)),
       schedule_(schedule_options(c, total_)),
       resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir)) {
-  report_data(data_, "data ");
+  report_rows(data_, "data ");
   if (!c.eval_dataset.empty()) {
     eval_data_ = load_rows(c, c.eval_dataset, tokenizer_, model_config_);
-    report_data(*eval_data_, "eval ");
+    report_rows(*eval_data_, "eval ");
   }
   if (c.context_length > model_config_.max_positions)
     warn(str("--context_length ", c.context_length, " is beyond max_position_embeddings ", model_config_.max_positions, " of the model"));
   ModelRequest request = model_request(c);
   if (!resumed_.empty()) {
     const CheckpointState state = read_checkpoint_state(resumed_);
-    check_same_run(state, run_identity(c, comm.size() * c.gradient_accumulation_steps, data_), resumed_);
+    check_same_run(state, identity(), resumed_);
     start_from_checkpoint(request, resumed_);
     loader_.resume(state.loader);
     done_ = state.step;
@@ -133,6 +113,10 @@ Run::Run(const TrainConfig& c, Comm& comm)
   model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
   optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
   if (!resumed_.empty()) load_optimizer(*model_, *optimizer_, resumed_);
+}
+
+std::map<std::string, std::string> Run::identity() const {
+  return run_identity(config_, {comm_.size() * config_.gradient_accumulation_steps, total_, schedule_.warmup_steps}, data_);
 }
 
 StepRecord Run::step(int64_t number) {
@@ -169,15 +153,14 @@ void Run::evaluate_now(int64_t done) {
 }
 
 void Run::save(int64_t done) {
-  const auto identity = run_identity(config_, comm_.size() * config_.gradient_accumulation_steps, data_);
   const std::string folder =
-      save_checkpoint(*model_, *optimizer_, {done, loader_.state(), identity}, config_.output_dir, config_.save_total_limit);
+      save_checkpoint(*model_, *optimizer_, {done, loader_.state(), identity()}, config_.output_dir, config_.save_total_limit);
   log_->note(str("saved    ", folder, " (values, optimizer, place in the data; verified)"));
 }
 
 bool Run::stopping() { return sum_of(comm_, stop_requested.load() ? 1 : 0) > 0; }
 
-TrainResult Run::go() {
+TrainResult Run::go(const std::function<void()>& on_start) {
   const TrainConfig& c = config_;
   const Model& m = model_->model;
   const int64_t trains = m.trainable_parameters();
@@ -189,7 +172,10 @@ TrainResult Run::go() {
           " ranks, ", loader_.steps_per_epoch(), " to an epoch; ", c.lr_scheduler, " to lr ", c.lr, ", ", schedule_.warmup_steps,
           " steps of warm-up"));
   if (!resumed_.empty()) say(str("resumed  ", resumed_, " after step ", done_));
-  if (comm_.rank() == 0) make_folder(c.output_dir);
+  if (comm_.rank() == 0) {
+    make_folder(c.output_dir);
+    if (on_start) on_start();
+  }
   comm_.barrier();
   log_.emplace(c.output_dir, total_, done_, c.logging_steps);
 
@@ -224,9 +210,9 @@ TrainResult Run::go() {
 
 void request_stop() { stop_requested = true; }
 
-TrainResult train(const TrainConfig& c, Comm& comm) {
+TrainResult train(const TrainConfig& c, Comm& comm, const std::function<void()>& on_start) {
   set_log_rank(comm.rank(), comm.size());
-  return Run(c, comm).go();
+  return Run(c, comm).go(on_start);
 }
 
 }  // namespace tessera

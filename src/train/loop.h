@@ -2,6 +2,7 @@
 // checkpoints when due. Loss of a step: the sum of -log p over the target tokens of all micro-batches and ranks, divided once by their
 // count; added in the order of the micro-batches, so it is the same bits on any number of ranks.
 #pragma once
+#include <functional>
 #include <string>
 
 #include "comm/comm.h"
@@ -18,7 +19,8 @@ struct TrainResult {
 };
 
 // The whole run on this rank. Collective. Throws Error.
-TrainResult train(const TrainConfig&, Comm&);
+// on_start: called on rank 0 when everything is read and checked, before the first file is written to output_dir.
+TrainResult train(const TrainConfig&, Comm&, const std::function<void()>& on_start = {});
 
 // Called by signal handlers: the run ends after the current step, with a checkpoint.
 void request_stop();
