@@ -3,6 +3,7 @@
 // bytes.
 //   write_text FOLDER
 #include <array>
+#include <cctype>
 #include <cstdint>
 #include <fstream>
 #include <iostream>
@@ -10,19 +11,20 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
 
 struct Animal {
-  const char *name, *home, *food, *sound, *color;
+  const char *name, *in, *home, *food, *sound, *color;
 };
 constexpr std::array animals{
-    Animal{"cat", "barn", "fish", "meow", "gray"},      Animal{"dog", "yard", "bones", "woof", "brown"},
-    Animal{"duck", "pond", "bread", "quack", "white"},  Animal{"frog", "river", "flies", "ribbit", "green"},
-    Animal{"owl", "forest", "mice", "hoot", "black"},   Animal{"cow", "field", "grass", "moo", "spotted"},
-    Animal{"bee", "garden", "honey", "buzz", "yellow"}, Animal{"bear", "cave", "berries", "growl", "big brown"},
-    Animal{"sheep", "hill", "clover", "baa", "woolly"}, Animal{"rooster", "farm", "corn", "cock-a-doodle", "red"},
+    Animal{"cat", "in", "barn", "fish", "Meow", "gray"},      Animal{"dog", "in", "yard", "bones", "Woof", "brown"},
+    Animal{"duck", "on", "pond", "bread", "Quack", "white"},  Animal{"frog", "by", "river", "flies", "Ribbit", "green"},
+    Animal{"owl", "in", "forest", "mice", "Hoot", "black"},   Animal{"cow", "in", "field", "grass", "Moo", "spotted"},
+    Animal{"bee", "in", "garden", "honey", "Buzz", "yellow"}, Animal{"bear", "in", "cave", "berries", "Growl", "big"},
+    Animal{"sheep", "on", "hill", "clover", "Baa", "woolly"}, Animal{"rooster", "on", "farm", "corn", "Cock-a-doodle", "red"},
 };
 constexpr std::array names{"Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Ella"};
 constexpr std::array things{"ball", "hat", "kite", "bell", "box", "key", "leaf", "stone"};
@@ -41,16 +43,21 @@ class Random {
   std::mt19937_64 engine_{20261121};
 };
 
+std::string with_article(const std::string& noun) { return (std::string("aeiou").find(noun[0]) < 5 ? "an " : "a ") + noun; }
+
+std::string place(const Animal& a) { return std::string(a.in) + " the " + a.home; }
+
 std::string story(Random& r) {
-  const Animal &a = r.of(animals), &b = r.of(animals);
+  const size_t who = r.below(animals.size()), visitor = (who + 1 + r.below(animals.size() - 1)) % animals.size();
+  const Animal &a = animals[who], &b = animals[visitor];
   const std::string name = r.of(names), thing = r.of(things), color = r.of(colors), day = r.of(weather);
   std::string s = "Once there was a " + std::string(a.color) + " " + a.name + " named " + name + ". ";
-  s += r.below(2) ? name + " lived in the " + a.home + ". " : "The " + std::string(a.name) + " lived in the " + a.home + ". ";
-  s += r.below(2) ? "Every day " + name + " ate " + a.food + " and said \"" + a.sound + "\". "
+  s += (r.below(2) ? name : "The " + std::string(a.name)) + " lived " + place(a) + ". ";
+  s += r.below(2) ? "Every day " + name + " ate " + a.food + " and said \"" + a.sound + "!\" "
                   : "The " + std::string(a.name) + " liked to eat " + a.food + ". ";
-  s += "One " + day + " day " + name + " found a " + color + " " + thing + ". ";
+  s += "One " + day + " day " + name + " found " + with_article(color + " " + thing) + ". ";
   s += "\"Whose " + thing + " is this?\" asked " + name + ". ";
-  s += "Then came a " + std::string(b.name) + " from the " + b.home + ". \"" + b.sound + "!\" said the " + b.name + ". ";
+  s += "Then came " + with_article(b.name) + " from the " + b.home + ". \"" + b.sound + "!\" said the " + b.name + ". ";
   s += r.below(2) ? "\"It is my " + thing + ".\" " + name + " gave the " + thing + " back, and they were friends. "
                   : "They played with the " + color + " " + thing + " until it was dark. ";
   s += r.below(2) ? "Then " + name + " went home to the " + a.home + ". The end." : "It was a good day. The end.";
@@ -61,25 +68,58 @@ struct Task {
   std::string question, answer;
 };
 
+// What can be asked about ANIMAL, and the answer. Of the wordings the last one is never trained on.
+struct Topic {
+  std::array<const char*, 12> wordings;
+  std::string (*answer)(const Animal&);
+};
+const std::array topics{
+    Topic{{"Where does the ANIMAL live?", "Tell me: where does the ANIMAL live?", "Where is the home of the ANIMAL?",
+           "Where can I find the ANIMAL?", "I look for the ANIMAL. Where does it live?", "Say where the ANIMAL lives.",
+           "I want to know where the ANIMAL lives.", "Do you know where the ANIMAL lives?", "Tell me where the ANIMAL lives.",
+           "Please say where the ANIMAL lives.", "Can you tell me where the ANIMAL lives?", "Please tell me where the ANIMAL lives."},
+          [](const Animal& a) { return "The " + std::string(a.name) + " lives " + place(a) + "."; }},
+    Topic{{"What does the ANIMAL eat?", "Tell me: what does the ANIMAL eat?", "What is the food of the ANIMAL?",
+           "What can I give the ANIMAL to eat?", "The ANIMAL is hungry. What does it eat?", "Say what the ANIMAL eats.",
+           "I want to know what the ANIMAL eats.", "Do you know what the ANIMAL eats?", "Tell me what the ANIMAL eats.",
+           "Please say what the ANIMAL eats.", "Can you tell me what the ANIMAL eats?", "Please tell me what the ANIMAL eats."},
+          [](const Animal& a) { return "The " + std::string(a.name) + " eats " + a.food + "."; }},
+    Topic{{"What does the ANIMAL say?", "Tell me: what does the ANIMAL say?", "What is the sound of the ANIMAL?",
+           "What can I hear from the ANIMAL?", "I hear the ANIMAL. What does it say?", "Say what the ANIMAL says.",
+           "I want to know what the ANIMAL says.", "Do you know what the ANIMAL says?", "Tell me what the ANIMAL says.",
+           "Please say what the ANIMAL says.", "Can you tell me what the ANIMAL says?", "Please tell me what the ANIMAL says."},
+          [](const Animal& a) { return "The " + std::string(a.name) + " says \"" + a.sound + "!\""; }},
+    Topic{{"What does the ANIMAL look like?", "Tell me: what does the ANIMAL look like?", "What is the look of the ANIMAL?",
+           "How can I know the ANIMAL when I see it?", "I see the ANIMAL. What does it look like?", "Say what the ANIMAL looks like.",
+           "I want to know what the ANIMAL looks like.", "Do you know what the ANIMAL looks like?", "Tell me what the ANIMAL looks like.",
+           "Please say what the ANIMAL looks like.", "Can you tell me what the ANIMAL looks like?",
+           "Please tell me what the ANIMAL looks like."},
+          [](const Animal& a) { return "The " + std::string(a.name) + " is " + a.color + "."; }},
+};
+
+// A page of a picture book: the four facts about an animal, in any order.
+std::string page(Random& r) {
+  const Animal& a = r.of(animals);
+  std::array<size_t, topics.size()> order{0, 1, 2, 3};
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[r.below(i)]);
+  std::string s = "Look at the " + std::string(a.name) + ".";
+  for (const size_t topic : order) s += " " + topics[topic].answer(a);
+  return s;
+}
+
+// tasks.json: eleven wordings of every question, but for each animal one topic is left out. held_out.json: the twelfth wording of all of
+// them, so a quarter of its answers stand nowhere but in the stories.
 std::vector<Task> tasks(bool held_out) {
   std::vector<Task> out;
-  for (const Animal& a : animals) {
-    const std::string n = a.name;
-    if (held_out) {
-      out.push_back({"Please tell me where the " + n + " lives.", "The " + n + " lives in the " + a.home + "."});
-      out.push_back({"Please tell me what the " + n + " says.", "The " + n + " says \"" + a.sound + "\"."});
-      continue;
-    }
-    for (const char* lead : {"", "Tell me: ", "A question: "}) {
-      const auto asked = [&](std::string text) {
-        return *lead ? lead + std::string(1, char(text[0] + ('a' - 'A'))) + text.substr(1) : text;
-      };
-      out.push_back({asked("Where does the " + n + " live?"), "The " + n + " lives in the " + a.home + "."});
-      out.push_back({asked("What does the " + n + " eat?"), "The " + n + " eats " + a.food + "."});
-      out.push_back({asked("What does the " + n + " say?"), "The " + n + " says \"" + a.sound + "\"."});
-      out.push_back({asked("What does the " + n + " look like?"), "The " + n + " is " + a.color + "."});
-    }
-  }
+  for (size_t animal = 0; animal < animals.size(); ++animal)
+    for (size_t topic = 0; topic < topics.size(); ++topic)
+      for (size_t i = 0; i < topics[topic].wordings.size(); ++i) {
+        const bool last = i + 1 == topics[topic].wordings.size(), left_out = topic == (animal + 1) % topics.size();
+        if (held_out ? !last : last || left_out) continue;
+        std::string question = topics[topic].wordings[i];
+        question.replace(question.find("ANIMAL"), 6, animals[animal].name);
+        out.push_back({question, topics[topic].answer(animals[animal])});
+      }
   return out;
 }
 
@@ -212,7 +252,7 @@ int main(int argc, char** argv) {
   const std::string folder = argv[1];
   Random random;
   std::vector<std::string> stories;
-  for (int i = 0; i < 6000; ++i) stories.push_back(story(random));
+  for (int i = 0; i < 6000; ++i) stories.push_back(i % 3 ? story(random) : page(random));
   std::ofstream rows(folder + "/stories.jsonl");
   for (const std::string& s : stories) rows << "{\"text\": " << quoted(s) << "}\n";
   write_tasks(folder + "/tasks.json", tasks(false));
