@@ -64,6 +64,7 @@ void stream(LoadedModel& model, const Tokenizer& tokenizer, const GenerateOption
     return true;
   });
   std::puts(text.rest().c_str());
+  std::fflush(stdout);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   say(str(prompt.size(), " prompt tokens, ", ids.size(), " new ones in ", fixed(seconds, 2), " s, ", fixed(double(ids.size()) / seconds, 1),
           " tokens/s"));

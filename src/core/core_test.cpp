@@ -114,6 +114,7 @@ TEST(Text, Numbers) {
   EXPECT_EQ(str("a", 1, ' ', 2.5, " ", 0.1f, " ", true), "a1 2.5 0.1 true");
   EXPECT_EQ(str(0.1), "0.1");
   EXPECT_EQ(fixed(2.0 / 3, 3), "0.667");
+  EXPECT_EQ(significant(0.00036798537, 4), "0.000368");
   EXPECT_EQ(human_bytes(17), "17 B");
   EXPECT_EQ(human_bytes(size_t(3) << 29), "1.50 GiB");
   EXPECT_EQ(human_count(134515008), "134.5 M");

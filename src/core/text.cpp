@@ -10,6 +10,7 @@ namespace tessera {
 void append_text(std::string& out, double v) { fmt::format_to(std::back_inserter(out), "{}", v); }
 void append_text(std::string& out, float v) { fmt::format_to(std::back_inserter(out), "{}", v); }
 
+std::string significant(double v, int digits) { return fmt::format("{:.{}g}", v, digits); }
 std::string fixed(double v, int decimals) { return fmt::format("{:.{}f}", v, decimals); }
 
 std::string human_bytes(size_t bytes) {

@@ -28,10 +28,11 @@ std::string str(const Parts&... parts) {
   return out;
 }
 
-std::string fixed(double v, int decimals);  // fixed(3.14159, 2) = "3.14"
-std::string human_bytes(size_t bytes);      // "1.50 GiB", "322 MiB", "17 B"
-std::string human_count(double n);          // "134.5 M", "12.3 k"
-std::string human_seconds(double s);        // "1:02:03", "04:05"
+std::string significant(double v, int digits);  // significant(0.000367985, 3) = "0.000368"
+std::string fixed(double v, int decimals);      // fixed(3.14159, 2) = "3.14"
+std::string human_bytes(size_t bytes);          // "1.50 GiB", "322 MiB", "17 B"
+std::string human_count(double n);              // "134.5 M", "12.3 k"
+std::string human_seconds(double s);            // "1:02:03", "04:05"
 std::vector<std::string> split(std::string_view text, char separator);
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 std::string trim(std::string_view text);

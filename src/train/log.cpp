@@ -59,9 +59,9 @@ void TrainLog::step(const StepRecord& r) {
   recent_.push_back(r.loss);
   const size_t n = std::min(recent_.size(), recent_steps);
   last_ = std::accumulate(recent_.end() - std::ptrdiff_t(n), recent_.end(), 0.0) / double(n);
-  if (r.step % logging_steps_ && r.step != total_) return;
+  if (!progress_.terminal() && r.step % logging_steps_ && r.step != total_) return;
   const double left = progress_.seconds() / double(r.step - done_) * double(total_ - r.step);
-  progress_.at(r.step, str("loss ", fixed(r.loss, 4), "  lr ", float(r.learning_rate), "  norm ", fixed(r.grad_norm, 3), "  ",
+  progress_.at(r.step, str("loss ", fixed(r.loss, 4), "  lr ", significant(r.learning_rate, 4), "  norm ", fixed(r.grad_norm, 3), "  ",
                            human_count(r.tokens_per_second), " tok/s  mem ", human_bytes(r.memory), " (peak ", human_bytes(r.memory_peak),
                            ")  left ", human_seconds(left)));
 }

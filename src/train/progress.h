@@ -17,6 +17,7 @@ class Progress {
   void at(int64_t done, const std::string& text);  // text stands behind the bar
   void clear();                                    // before another line is printed
   double seconds() const;                          // since it was made
+  bool terminal() const { return terminal_; }      // a bar, not plain lines
 
  private:
   std::string what_;

@@ -126,6 +126,7 @@ void attention(int threads, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v
   const Heads heads(q, k, starts, shape);
   const int64_t pairs = q.shape.dim[0] * heads.key_heads, width = int64_t(panel_width);
   const int64_t panels = (heads.rows() + width - 1) / width, pieces = (panels + 1) / 2;
+  threads = worth_threads(threads, q.size() * k.shape.dim[1]);
   parallel_chunks(threads, pairs * pieces, 1, [&](int64_t piece, int64_t) {
     ForwardPanel panel(out, lse, q, k, v, starts, shape);
     const int64_t pair = piece / pieces, near = piece % pieces, far = panels - 1 - near;

@@ -210,7 +210,7 @@ void attention_backward(int threads, const Operands& o, int64_t pairs) {
 void run_attention_backward(int threads, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v,
                             Tensor starts, AttentionShape shape) {
   const Operands operands = {dq, dk, dv, dout, out, lse, q, k, v, Heads(q, k, starts, shape), shape.scale};
-  attention_backward(threads, operands, q.shape.dim[0] * operands.heads.key_heads);
+  attention_backward(worth_threads(threads, q.size() * k.shape.dim[1]), operands, q.shape.dim[0] * operands.heads.key_heads);
 }
 
 }  // namespace

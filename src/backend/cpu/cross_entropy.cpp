@@ -48,7 +48,7 @@ float one_row(T* x, int64_t n, int64_t label, float scale) {
 void cross_entropy(int threads, Tensor loss, Tensor logits, Tensor labels, float scale) {
   const int64_t cols = logits.cols();
   dispatch_float(logits.dtype, [&]<class T>() {
-    parallel_chunks(threads, logits.rows(), 1, [&](int64_t r, int64_t) {
+    parallel_chunks(worth_threads(threads, 8 * logits.size()), logits.rows(), 1, [&](int64_t r, int64_t) {
       loss.as<float>()[r] = one_row(logits.as<T>() + r * cols, cols, labels.as<int32_t>()[r], scale);
     });
   });

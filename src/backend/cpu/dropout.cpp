@@ -79,7 +79,7 @@ void dropout(int threads, Tensor out, Tensor x, Tensor row_keys, uint64_t key, f
   const uint32_t threshold = uint32_t(std::ceil(double(p) * 0x1p32));
   const float factor = float(1 / (1 - double(p)));
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(threads, x.shape.dim[0] * pieces, 1, [&](int64_t piece, int64_t) {
+    parallel_chunks(worth_threads(threads, 8 * x.size()), x.shape.dim[0] * pieces, 1, [&](int64_t piece, int64_t) {
       const int64_t b = piece / pieces, begin = piece % pieces * grain;
       const Mask mask = {key, uint64_t(row_keys.as<int64_t>()[b]), threshold, factor};
       drop(out.as<T>() + b * row, x.as<T>() + b * row, begin, std::min(begin + grain, row), mask);

@@ -69,7 +69,7 @@ void add_bias(int threads, Tensor y, Tensor bias) {
 void column_sum(int threads, Tensor sum, Tensor x) {
   const int64_t rows = x.rows(), cols = x.cols();
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(threads, cols, column_grain, [&](int64_t begin, int64_t end) {
+    parallel_chunks(worth_threads(threads, x.size()), cols, column_grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = 0; r < rows; ++r)
         for_vectors(begin, end, [&](auto d, int64_t i) {
           store(hn::Add(load(d, sum.as<float>() + i), load(d, x.as<T>() + r * cols + i)), d, sum.as<float>() + i);

@@ -21,7 +21,7 @@ void backward(int threads, Tensor dtable, Tensor dout, Tensor ids) {
   const int64_t tokens = dout.rows(), cols = dout.cols();
   const int32_t* id = ids.as<int32_t>();
   dispatch_float(dout.dtype, [&]<class T>() {
-    parallel_chunks(threads, cols, column_grain, [&](int64_t begin, int64_t end) {
+    parallel_chunks(worth_threads(threads, dout.size()), cols, column_grain, [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < tokens; ++t) {
         float* row = dtable.as<float>() + id[t] * cols;
         for_vectors(begin, end,

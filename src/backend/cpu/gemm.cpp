@@ -185,7 +185,7 @@ void CpuBackend::gemm(Tensor c, Tensor a, bool transpose_a, Tensor b, bool trans
       made[last_row][last_col] = find_product(t.rows, t.cols, k, oa, ob, oc, scaling);
     }
 
-  parallel_chunks(threads_, down * across, 1, [&](int64_t begin, int64_t) {
+  parallel_chunks(worth_threads(threads_, m * n * k), down * across, 1, [&](int64_t begin, int64_t) {
     const int64_t i = begin % down, j = begin / down, row = i * tile.rows, col = j * tile.cols;
     if (widen) return run_widened(size(i, j), k, oa, ob, oc, row, col, scaling);
     run(made[i == down - 1][j == across - 1], oa.at(row, 0), ob.at(0, col), oc.at(row, col));

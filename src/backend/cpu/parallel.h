@@ -8,6 +8,10 @@
 
 namespace tessera {
 
+// Threads for a piece of work of about `operations` multiplications or moves: below some tens of microseconds one thread is quicker than
+// waking the others, and on busy cores much quicker. Chunks stay the same, so the bits do too.
+inline int worth_threads(int threads, int64_t operations) { return operations < (int64_t(1) << 20) ? 1 : threads; }
+
 // Calls f(begin, end) for each chunk. f must not throw.
 template <class F>
 void parallel_chunks(int threads, int64_t n, int64_t grain, F&& f) {

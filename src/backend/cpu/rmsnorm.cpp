@@ -69,7 +69,7 @@ void backward(int threads, Tensor dx, Tensor dy, Tensor x, Tensor w, Tensor rstd
 void backward_weight(int threads, Tensor dw, Tensor dy, Tensor x, Tensor rstd) {
   const int64_t rows = x.rows(), cols = x.cols();
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(threads, cols, column_grain, [&](int64_t begin, int64_t end) {
+    parallel_chunks(worth_threads(threads, 4 * x.size()), cols, column_grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = 0; r < rows; ++r)
         for_vectors(begin, end, [&](auto d, int64_t i) {
           const auto scale = hn::Set(d, rstd.as<float>()[r]);
