@@ -43,6 +43,7 @@ function(room name)
     target_include_directories(${name}_test PRIVATE ${test_view})
     target_link_libraries(${name}_test PRIVATE tessera_${name} tessera_testing ${ARG_USES} GTest::gtest_main)
     target_compile_definitions(${name}_test PRIVATE TESSERA_SHARED="${CMAKE_SOURCE_DIR}/../shared")
-    gtest_discover_tests(${name}_test TEST_PREFIX ${name}. DISCOVERY_TIMEOUT 60 PROPERTIES SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+    gtest_discover_tests(${name}_test TEST_PREFIX ${name}. DISCOVERY_TIMEOUT 60
+      PROPERTIES LABELS unit SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
   endif()
 endfunction()
