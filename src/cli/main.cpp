@@ -1,5 +1,8 @@
 // The program: finds the command, runs it, and is the one place where errors end.
+#include <unistd.h>
+
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string>
 
@@ -10,6 +13,14 @@
 
 namespace tessera {
 namespace {
+
+// Threads that wait for others spin by default; where the cores have other work as well, a step then takes several times as long. The
+// OpenMP runtime reads its settings when it is loaded, so the program starts itself again with them. What the user has set is left alone.
+void wait_restfully(char** argv) {
+  if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
+  setenv("GOMP_SPINCOUNT", "1000", 1);
+  execv("/proc/self/exe", argv);  // returns only when that is not possible; then the default stays
+}
 
 int run_program(const Arguments& words) {
   if (words.empty() || words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
@@ -46,6 +57,7 @@ int run_rank(const Arguments& words) {
 }  // namespace tessera
 
 int main(int argc, char** argv) {
+  tessera::wait_restfully(argv);
   try {
     return tessera::run_rank(tessera::Arguments(argv + 1, argv + argc));
   } catch (const std::exception& e) {
