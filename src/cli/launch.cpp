@@ -32,7 +32,7 @@ FieldList launch_fields(LaunchOptions& o) {
                    "usage: tessera launch --num_processes N [--mpiexec PATH] train ...\n\n"
                    "Runs a command on N ranks of this machine, under MPICH's mpiexec. Options before the command's name are launch's own.");
   fields.group("Options");
-  fields.add("num_processes", &o.num_processes, "ranks").also({"nproc_per_node"}).from(1);
+  fields.add("num_processes", &o.num_processes, "ranks (needed)").also({"nproc_per_node"}).from(1).sets_others();
   fields.add("mpiexec", &o.mpiexec, "MPICH's launcher; none: mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("fsdp_sharding_strategy", &o.sharding_strategy, "passed to the command as --sharding_strategy");

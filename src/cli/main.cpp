@@ -1,4 +1,5 @@
 // The program: finds the command, runs it, and is the one place where errors end.
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -58,6 +59,7 @@ int run_rank(const Arguments& words) {
 
 int main(int argc, char** argv) {
   tessera::wait_restfully(argv);
+  prctl(PR_SET_NAME, "tessera");  // started again it would be called "exe"
   try {
     return tessera::run_rank(tessera::Arguments(argv + 1, argv + argc));
   } catch (const std::exception& e) {

@@ -9,8 +9,8 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "io/file.h"
-#include "io/test_folder.h"
 #include "testing/golden.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {

@@ -9,23 +9,12 @@
 #include <utility>
 
 #include "core/error.h"
-#include "io/test_folder.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {
 
 std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
-
-// The message of the error that f throws, "" when it throws none.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 
 TEST(File, WritesAndReads) {
   const TestFolder folder;

@@ -7,7 +7,8 @@
 
 #include "core/error.h"
 #include "core/text.h"
-#include "io/test_folder.h"
+#include "io/file.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {

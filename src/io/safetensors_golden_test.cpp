@@ -8,8 +8,8 @@
 #include "core/text.h"
 #include "io/json.h"
 #include "io/safetensors.h"
-#include "io/test_folder.h"
 #include "testing/golden.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {

@@ -10,8 +10,8 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "core/text.h"
-#include "io/test_folder.h"
 #include "testing/golden.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {

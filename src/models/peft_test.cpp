@@ -7,8 +7,8 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "io/json.h"
-#include "io/test_folder.h"
 #include "testing/golden.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {
@@ -16,17 +16,6 @@ namespace {
 const std::string adapters = "golden/train/adapters/";
 const char* const built[] = {"lora_all_linear",     "lora_qv", "regex_targets", "patterns", "exclude_modules",
                              "layers_to_transform", "rslora",  "init_gaussian"};
-
-// The message of the error that f throws, "" when it throws none.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 
 void expect_named(const std::string& error, const std::vector<std::string>& names) {
   for (const std::string& name : names) EXPECT_NE(error.find(name), std::string::npos) << name << " in " << error;

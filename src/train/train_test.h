@@ -9,6 +9,7 @@
 
 #include "testing/golden.h"
 #include "testing/gradients.h"
+#include "testing/test_folder.h"
 #include "train/build.h"
 
 namespace tessera {
@@ -16,20 +17,6 @@ namespace tessera {
 using GoldenJson = nlohmann::ordered_json;
 
 inline GoldenJson golden_json(const std::string& relative) { return GoldenJson::parse(shared_text(relative)); }
-
-// A fresh folder for a test's files, removed at the end.
-class TestFolder {
- public:
-  TestFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "tessera_test_XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~TestFolder() { std::filesystem::remove_all(path_); }
-  std::string path(const std::string& name = "") const { return name.empty() ? path_ : path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 // input_ids, attention_mask, labels of a golden file as a batch: positions from 0, targets shifted by one.
 inline Batch golden_batch(const GoldenFile& f) {
