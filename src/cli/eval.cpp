@@ -22,13 +22,15 @@ struct EvalOptions {
 };
 
 FieldList eval_fields(EvalOptions& o) {
-  FieldList fields("eval",
-                   "usage: tessera eval --model FOLDER [--adapter FOLDER] --dataset FILE [--json]\n\n"
-                   "Mean loss per target token, and perplexity = exp(loss). Rows, templates and masks are those of train.");
+  FieldList fields(
+      "eval",
+      "usage: tessera eval --model FOLDER [--adapter FOLDER] --dataset FILE [--json]\n\n"
+      "Mean loss per target token, and perplexity = exp(loss). Rows, templates and masks are those of the adapter's run, else Tessera's.");
   add_model_fields(fields, o.model);
   fields.group("Data");
   fields.add("dataset", &o.data.dataset, "JSON or JSONL file, as train takes it").needed();
   fields.add("dataset_text_field", &o.data.dataset_text_field, "column of text rows");
+  fields.add("completion_only_loss", &o.data.completion_only_loss, "loss on completions only, where a row has prompt and completion");
   fields.add("context_length", &o.data.context_length, "tokens of a row; the rest is cut").also({"max_seq_length", "max_length"}).from(2);
   fields.add("batch_size", &o.data.batch_size, "rows at once").from(1);
   fields.add("defaults", &o.data.defaults, "whose templates and masks").one_of({"tessera", "fsdp_qlora", "trl"});
@@ -54,6 +56,11 @@ int run_eval(const Arguments& args) {
   EvalOptions o;
   FieldList fields = eval_fields(o);
   if (!read_options(fields, args)) return 0;
+  if (const auto run = recorded_run(o.model.adapter)) {  // rows as the adapter's run saw them, unless said otherwise
+    o.data.defaults = run->defaults, o.data.context_length = run->context_length;
+    o.data.dataset_text_field = run->dataset_text_field, o.data.completion_only_loss = run->completion_only_loss;
+    read_options(fields, args);
+  }
   const auto comm = started_by_mpi() ? make_mpi_comm() : make_single_comm();
   set_log_rank(comm->rank(), comm->size());
   const auto backend = make_backend("cpu", rank_threads("cpu", o.model.threads, *comm));

@@ -76,6 +76,8 @@ int run_generate(const Arguments& args) {
   GenerateOptions o;
   FieldList fields = generate_fields(o);
   if (!read_options(fields, args)) return 0;
+  if (o.sampling.temperature == 0 && (o.sampling.top_k > 0 || o.sampling.top_p < 1))
+    fail("--top_k, --top_p", "have no effect without --temperature: generation is greedy", "--temperature above 0", "add --temperature 1");
   if (started_by_mpi() && make_mpi_comm()->size() > 1)
     fail("generate", "was started on several ranks", "one process", "start it without launch or mpiexec; --threads uses all cores");
   const auto comm = make_single_comm();

@@ -9,7 +9,9 @@ namespace {
 // "" when no run of ours wrote this folder.
 std::string find_record(const std::string& adapter) {
   if (adapter.empty()) return "";
-  for (const std::string& folder : {adapter, adapter + "/.."})
+  std::vector<std::string> folders{adapter};
+  if (starts_with(file_name(adapter), "checkpoint-")) folders.push_back(adapter + "/..");
+  for (const std::string& folder : folders)
     if (const std::string path = str(folder, "/", run_record_name); file_exists(path)) return path;
   return "";
 }
@@ -22,7 +24,11 @@ std::string own_precision(const std::string& model) {
 
 }  // namespace
 
-void write_run_record(const TrainConfig& c) { write_file_atomic(str(c.output_dir, "/", run_record_name), to_yaml(c)); }
+void write_run_record(const TrainConfig& c, int ranks) {
+  TrainConfig again = c;
+  again.resume_from_checkpoint.clear();
+  write_file_atomic(str(c.output_dir, "/", run_record_name), to_yaml(again) + (ranks > 1 ? str("world_size: ", ranks, "\n") : ""));
+}
 
 void add_model_fields(FieldList& fields, ModelChoice& m) {
   fields.group("Model");
@@ -40,15 +46,20 @@ void add_model_fields(FieldList& fields, ModelChoice& m) {
   fields.add("threads", &m.threads, "threads; 0: all cores").from(0);
 }
 
+std::optional<TrainConfig> recorded_run(const std::string& adapter) {
+  const std::string record = find_record(adapter);
+  if (record.empty()) return std::nullopt;
+  return parse_train({"--config", record}).config;
+}
+
 ModelRequest choose_model(const ModelChoice& choice) {
   ModelRequest r;
   std::string precision = choice.precision, format = choice.quant_format;
   r.double_quant = choice.double_quant;
-  if (const std::string record = find_record(choice.adapter); !record.empty()) {
-    const TrainConfig c = parse_train({"--config", record}).config;
-    if (precision.empty()) precision = c.precision;
-    if (format.empty()) format = find_train_type(c.train_type).quantized ? c.quant_format : "dense";
-    r.double_quant = c.double_quant;
+  if (const auto run = recorded_run(choice.adapter)) {
+    if (precision.empty()) precision = run->precision;
+    if (format.empty()) format = find_train_type(run->train_type).quantized ? run->quant_format : "dense";
+    r.double_quant = run->double_quant;
   }
   r.folder = choice.model;
   r.adapter = choice.adapter;

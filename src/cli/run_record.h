@@ -1,5 +1,6 @@
 // The configuration of a run, kept in its output folder, so that generate and eval know which base an adapter was trained on.
 #pragma once
+#include <optional>
 #include <string>
 
 #include "cli/config.h"
@@ -9,7 +10,9 @@ namespace tessera {
 
 inline constexpr const char* run_record_name = "tessera.yaml";
 
-void write_run_record(const TrainConfig&);  // to its output_dir
+void write_run_record(const TrainConfig&, int ranks);  // to its output_dir; starts the same run again
+// The run that wrote an adapter folder, or one of its checkpoints; nothing when no record is there.
+std::optional<TrainConfig> recorded_run(const std::string& adapter);
 
 // How eval and generate are told which model to load.
 struct ModelChoice {

@@ -1,4 +1,7 @@
 // tessera train: one rank of a run, or the start of all of them.
+#include <time.h>
+
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 
@@ -16,10 +19,18 @@ namespace {
 
 constexpr int exit_continue_me = 75;  // EX_TEMPFAIL: stopped by a signal, everything is saved, --resume_from_checkpoint true goes on
 
-// The first signal asks for a clean stop; the second one ends the program at once.
+std::atomic<int64_t> first_signal{0};  // milliseconds
+
+// The first signal asks for a clean stop; a later one ends the program at once. Senders often send twice (timeout, scancel --full, a
+// launcher that passes on what the terminal has sent already): what comes within a second is the same request.
 void on_signal(int signal) {
-  request_stop();
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  const int64_t now = int64_t(t.tv_sec) * 1000 + t.tv_nsec / 1000000 + 1;
+  int64_t first = 0;
+  if (first_signal.compare_exchange_strong(first, now) || now - first < 1000) return request_stop();
   std::signal(signal, SIG_DFL);
+  std::raise(signal);
 }
 
 void watch_signals() {
@@ -47,7 +58,7 @@ int run_rank(const TrainArguments& arguments, Comm& comm) {
     fail("--world_size", str(arguments.world_size), str(comm.size(), ", the ranks that mpiexec started"), "give both the same number");
   for (const std::string& notice : arguments.notices) say(notice);
   watch_signals();
-  const TrainResult result = train(arguments.config, comm, [&] { write_run_record(arguments.config); });
+  const TrainResult result = train(arguments.config, comm, [&] { write_run_record(arguments.config, comm.size()); });
   report(arguments.config, result);
   comm.barrier();
   return result.interrupted ? exit_continue_me : 0;

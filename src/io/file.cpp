@@ -113,6 +113,10 @@ bool folder_exists(const std::string& path) {
   std::error_code ignored;
   return fs::is_directory(path, ignored);
 }
+bool same_folder(const std::string& a, const std::string& b) {
+  std::error_code none;
+  return std::filesystem::equivalent(a, b, none);
+}
 
 std::string read_file(const std::string& path) {
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));

@@ -29,6 +29,7 @@ class MappedFile {
 
 bool file_exists(const std::string& path);
 bool folder_exists(const std::string& path);
+bool same_folder(const std::string& a, const std::string& b);   // by any path; false when one does not exist
 std::string read_file(const std::string& path);                 // throws Error
 void make_folder(const std::string& path);                      // with parents
 std::vector<std::string> list_folder(const std::string& path);  // names, sorted; empty when there is none

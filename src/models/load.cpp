@@ -54,11 +54,11 @@ void load_trainable(const PartPlace& place, const WeightSource& source, const Mo
   if (!own.size()) return;
   const auto begin = int64_t(own.begin - place.begin), count = int64_t(own.size());
   float* const to = values + (own.begin - mine.begin);
-  const Tensor out{to, Dtype::f32, {count}, nullptr};
   if (!is_adapter(place.name)) {
-    base_values(out, place.name, begin, source, c);
+    for (int64_t at = 0; at < count; at += piece_elements)
+      base_values(Tensor{to + at, Dtype::f32, {std::min(piece_elements, count - at)}, nullptr}, place.name, begin + at, source, c);
   } else if (source.adapter) {
-    read_elements(out, source.adapter->get("base_model.model." + place.name), begin, count);
+    read_elements(Tensor{to, Dtype::f32, {count}, nullptr}, source.adapter->get("base_model.model." + place.name), begin, count);
   } else {
     init_adapter(to, place, begin, count, source);
   }

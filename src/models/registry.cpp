@@ -25,6 +25,7 @@ const Family& find_family(const ConfigReader& config) {
   config.refuse("model_type", type, join(names, ", "), "choose a model of one of these families");
 }
 
+bool ConfigReader::mentions(const char* key) const { return json_.contains(key); }
 bool ConfigReader::has(const char* key) const { return json_.contains(key) && !json_.at(key).is_null(); }
 
 void ConfigReader::refuse(const char* key, const std::string& given, const std::string& allowed, const std::string& remedy) const {

@@ -13,7 +13,8 @@ namespace tessera {
 class ConfigReader {
  public:
   ConfigReader(const nlohmann::ordered_json& json, std::string where) : json_(json), where_(std::move(where)) {}
-  bool has(const char* key) const;  // present and not null
+  bool has(const char* key) const;       // present and not null
+  bool mentions(const char* key) const;  // present, perhaps null
   int64_t integer(const char* key, int64_t least = 1) const;
   int64_t integer_or(const char* key, int64_t fallback, int64_t least = 1) const;
   double number(const char* key) const;

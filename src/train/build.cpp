@@ -86,7 +86,14 @@ void load_all(LoadedModel& m) {
   m.sharded.loaded();
 }
 
-PeftConfig adapter_config(const ModelRequest& r) { return r.adapter.empty() ? r.peft : read_peft_config(r.adapter); }
+// An adapter from a folder brings its own rank, scale and targets; dropout and the base's name are this run's.
+PeftConfig adapter_config(const ModelRequest& r) {
+  if (r.adapter.empty()) return r.peft;
+  PeftConfig peft = read_peft_config(r.adapter);
+  peft.dropout = r.peft.dropout;
+  if (!r.peft.base_model_name_or_path.empty()) peft.base_model_name_or_path = r.peft.base_model_name_or_path;
+  return peft;
+}
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "core/error.h"
 #include "core/log.h"
@@ -19,16 +20,9 @@ constexpr const char* optimizer_name = "optimizer.safetensors";
 constexpr int manifest_format = 1;
 
 void write_optimizer(LoadedModel& m, const Optimizer& optimizer, const std::string& folder) {
-  std::vector<std::vector<float>> first, second;
-  std::vector<TensorToWrite> tensors = gather_tensors(
-      m, [&](int unit) { return optimizer.exp_avg(unit); }, first);
-  for (TensorToWrite& t : tensors) t.name = "exp_avg:" + t.name;
-  for (TensorToWrite t : gather_tensors(
-           m, [&](int unit) { return optimizer.exp_avg_sq(unit); }, second)) {
-    t.name = "exp_avg_sq:" + t.name;
-    tensors.push_back(t);
-  }
-  if (m.comm.rank() == 0) write_safetensors(folder + "/" + optimizer_name, tensors, {});
+  const std::vector<TensorStream> states{{"exp_avg:", [&](int unit) { return optimizer.exp_avg(unit); }},
+                                         {"exp_avg_sq:", [&](int unit) { return optimizer.exp_avg_sq(unit); }}};
+  write_tensors(m, str(folder, "/", optimizer_name), states, Dtype::f32, {});
 }
 
 void write_manifest(const CheckpointState& state, const std::string& folder) {
@@ -81,8 +75,28 @@ Json read_manifest(const std::string& folder) {
 
 }  // namespace
 
+namespace {
+// The headers of the weights' files name every tensor, shape and place; with the configuration they tell models apart without reading them.
+std::string model_hash(const TrainConfig& c) {
+  Sha256 hash;
+  const auto add = [&](std::string_view text) { hash.update(std::as_bytes(std::span(text))); };
+  add(read_file(c.model + "/config.json"));
+  add(c.init);
+  for (const std::string& name : list_folder(c.model)) {
+    if (!ends_with(name, ".safetensors")) continue;
+    const MappedFile file(c.model + "/" + name);
+    const size_t ends = std::min<size_t>(file.size(), size_t(1) << 20);
+    add(str(name, file.size()));
+    hash.update({file.data(), ends});
+    hash.update({file.data() + file.size() - ends, ends});
+  }
+  return hash.hex();
+}
+}  // namespace
+
 std::map<std::string, std::string> run_identity(const TrainConfig& c, const RunShape& shape, const Dataset& data) {
-  return {{"train_type", c.train_type},
+  return {{"model", model_hash(c)},
+          {"train_type", c.train_type},
           {"precision", c.precision},
           {"quant_format", c.quant_format},
           {"double_quant", str(c.double_quant)},
@@ -141,7 +155,8 @@ std::string save_checkpoint(LoadedModel& m, const Optimizer& optimizer, const Ch
   return folder;
 }
 
-std::string find_checkpoint(const std::string& asked, const std::string& output) {
+namespace {
+std::string find_and_check(const std::string& asked, const std::string& output) {
   const std::string word = lower(asked);
   if (word.empty() || word == "false") return "";
   std::string folder = asked;
@@ -154,6 +169,22 @@ std::string find_checkpoint(const std::string& asked, const std::string& output)
   }
   check_files(read_manifest(folder), folder);
   return folder;
+}
+}  // namespace
+
+std::string find_checkpoint(const std::string& asked, const std::string& output, Comm& comm) {
+  return gather_strings(comm, comm.rank() == 0 ? find_and_check(asked, output) : "")[0];
+}
+
+void clear_later_checkpoints(const std::string& output, int64_t done) {
+  for (const int64_t step : checkpoint_steps(output)) {
+    if (step <= done) continue;
+    if (done == 0)
+      fail(str("--output_dir ", output), str("holds checkpoint-", step, " of an earlier run"),
+           "a folder without checkpoints, or a run that is resumed",
+           "add --resume_from_checkpoint true, choose another folder, or remove the checkpoints");
+    remove_all(checkpoint_folder(output, step));
+  }
 }
 
 CheckpointState read_checkpoint_state(const std::string& folder) {

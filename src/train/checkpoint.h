@@ -22,7 +22,8 @@ struct RunShape {
   int64_t micro_batches = 1;  // per optimizer step, over all ranks
   int64_t total_steps = 0, warmup_steps = 0;
 };
-// What makes two runs the same: the settings that change a number of the training. The base model's files are not among them.
+// What makes two runs the same: the settings that change a number of the training, the data's counts, and a hash of the model's
+// config.json and of the first and last MiB of its weight files.
 std::map<std::string, std::string> run_identity(const TrainConfig&, const RunShape&, const Dataset&);
 
 // Collective. Returns the folder. Older checkpoints beyond `keep` (0: all) are deleted after this one is verified.
@@ -30,7 +31,11 @@ std::string save_checkpoint(LoadedModel&, const Optimizer&, const CheckpointStat
 
 // The checkpoint to resume: `asked` is a folder, or true/auto/latest for the newest complete one of `output`. "" when asked is "" or false.
 // Checks the hashes; throws Error naming the file that is damaged.
-std::string find_checkpoint(const std::string& asked, const std::string& output);
+// Rank 0 looks; collective.
+std::string find_checkpoint(const std::string& asked, const std::string& output, Comm&);
+// Before a run writes: checkpoints later than `done` belong to a run that is not this one. A fresh run (0) refuses them, a resumed one
+// removes them.
+void clear_later_checkpoints(const std::string& output, int64_t done);
 CheckpointState read_checkpoint_state(const std::string& folder);
 // Throws Error naming the first setting that differs.
 void check_same_run(const CheckpointState&, const std::map<std::string, std::string>& now, const std::string& folder);

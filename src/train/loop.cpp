@@ -84,6 +84,14 @@ Dataset load_rows(const TrainConfig& c, const std::string& dataset, const std::o
   return Dataset::load(dataset_options(c, dataset), tokenizer ? &*tokenizer : nullptr, int32_t(model.vocab));
 }
 
+// What a run reads must not be what it writes.
+void check_output_folder(const TrainConfig& c) {
+  for (const std::string& input : {c.model, c.adapter_init}) {
+    if (input.empty() || !same_folder(input, c.output_dir)) continue;
+    fail(str("--output_dir ", c.output_dir), "is a folder this run reads", "another folder", "choose one, so that nothing is written over");
+  }
+}
+
 Run::Run(const TrainConfig& c, Comm& comm)
     : config_(c),
       comm_(comm),
@@ -94,7 +102,7 @@ Run::Run(const TrainConfig& c, Comm& comm)
       loader_(data_, {c.batch_size, comm.size() * c.gradient_accumulation_steps, c.seed, c.shuffle}),
       total_(total_steps(c, loader_)),
       schedule_(schedule_options(c, total_)),
-      resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir)) {
+      resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir, comm)) {
   report_rows(data_, "data ");
   if (!c.eval_dataset.empty()) {
     eval_data_ = load_rows(c, c.eval_dataset, tokenizer_, model_config_);
@@ -102,6 +110,7 @@ Run::Run(const TrainConfig& c, Comm& comm)
   }
   if (c.context_length > model_config_.max_positions)
     warn(str("--context_length ", c.context_length, " is beyond max_position_embeddings ", model_config_.max_positions, " of the model"));
+  check_output_folder(c);
   ModelRequest request = model_request(c);
   if (!resumed_.empty()) {
     const CheckpointState state = read_checkpoint_state(resumed_);
@@ -110,6 +119,11 @@ Run::Run(const TrainConfig& c, Comm& comm)
     loader_.resume(state.loader);
     done_ = state.step;
   }
+  if (comm.rank() == 0) {
+    make_folder(c.output_dir);
+    clear_later_checkpoints(c.output_dir, done_);
+  }
+  comm.barrier();
   model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
   optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
   if (!resumed_.empty()) load_optimizer(*model_, *optimizer_, resumed_);
@@ -167,15 +181,15 @@ TrainResult Run::go(const std::function<void()>& on_start) {
   say(str("model    ", m.config.model_type, " ", human_count(double(m.config.parameters())), " parameters, ", c.train_type, ", ",
           c.precision, ", trains ", trains, " values (",
           fixed(100.0 * double(trains) / double(m.config.parameters() + (m.options.train_base ? 0 : trains)), 3), " %)"));
+  if (!c.adapter_init.empty() && resumed_.empty())
+    say(str("adapter  ", c.adapter_init, ": rank ", model_->peft.rank, ", alpha ", model_->peft.alpha,
+            ", and its own targets; --lora_rank, --lora_alpha, --lora_target_modules are for new adapters"));
   say(str("ranks    ", comm_.describe(), "; ", backend_->describe(), "; ", c.sharding_strategy));
   say(str("steps    ", total_, " of ", c.batch_size, " rows x ", c.gradient_accumulation_steps, " micro-batches x ", comm_.size(),
           " ranks, ", loader_.steps_per_epoch(), " to an epoch; ", c.lr_scheduler, " to lr ", c.lr, ", ", schedule_.warmup_steps,
           " steps of warm-up"));
   if (!resumed_.empty()) say(str("resumed  ", resumed_, " after step ", done_));
-  if (comm_.rank() == 0) {
-    make_folder(c.output_dir);
-    if (on_start) on_start();
-  }
+  if (comm_.rank() == 0 && on_start) on_start();
   comm_.barrier();
   log_.emplace(c.output_dir, total_, done_, c.logging_steps);
 
@@ -202,7 +216,7 @@ TrainResult Run::go(const std::function<void()>& on_start) {
   } else {
     write_model(*model_, c.output_dir, model_->request.compute);
   }
-  if (comm_.rank() == 0) copy_tokenizer(c.model, c.output_dir);
+  if (comm_.rank() == 0 && type.adapter) copy_tokenizer(c.model, c.output_dir);
   return result;
 }
 

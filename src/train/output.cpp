@@ -1,7 +1,9 @@
 #include "train/output.h"
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "core/text.h"
 #include "data/tokenizer.h"
@@ -12,18 +14,39 @@ namespace {
 
 std::vector<int64_t> sizes(const Shape& s) { return {s.dim.begin(), s.dim.begin() + s.rank}; }
 
-// Converted copies of f32 tensors; `storage` owns them.
-std::vector<TensorToWrite> converted(std::vector<TensorToWrite> tensors, Dtype dtype, Backend& backend,
-                                     std::vector<std::vector<std::byte>>& storage) {
-  if (dtype == Dtype::f32) return tensors;
-  for (TensorToWrite& t : tensors) {
-    int64_t n = 1;
-    for (const int64_t d : t.shape) n *= d;
-    storage.emplace_back(size_t(n) * size_of(dtype));
-    backend.convert({storage.back().data(), dtype, {n}, &backend}, {const_cast<void*>(t.data), Dtype::f32, {n}, &backend});
-    t.dtype = dtype, t.data = storage.back().data();
+// The unit that was gathered last, of one of the streams; a tensor of another one gathers that instead. Collective.
+class GatheredUnit {
+ public:
+  GatheredUnit(LoadedModel& m, const std::vector<TensorStream>& streams) : model_(m), streams_(streams) {}
+  const float* tensor(size_t stream, int unit, const PartPlace& part) {
+    if (stream != stream_ || unit != unit_) whole_ = gather_unit(model_.sharded, unit, streams_[stream].owned(unit), storage_);
+    stream_ = stream, unit_ = unit;
+    return whole_ + part.begin;
   }
-  return tensors;
+
+ private:
+  LoadedModel& model_;
+  const std::vector<TensorStream>& streams_;
+  size_t stream_ = 0;
+  int unit_ = -1;
+  const float* whole_ = nullptr;
+  std::vector<float> storage_;
+};
+
+struct Entry {
+  size_t stream;
+  int unit;
+  const PartPlace* part;
+};
+
+// What is written, in the order of the file: by name, all of one dtype.
+std::map<std::string, Entry> entries_of(const Model& m, const std::vector<TensorStream>& streams) {
+  std::map<std::string, Entry> out;
+  for (size_t s = 0; s < streams.size(); ++s)
+    for (int unit = 0; unit <= m.root_unit(); ++unit)
+      for (const PartPlace& p : m.units[size_t(unit)].parts)
+        if (p.trains) out[streams[s].prefix + p.name] = {s, unit, &p};
+  return out;
 }
 
 void write_config(const LoadedModel& m, const std::string& folder, Dtype dtype) {
@@ -50,13 +73,39 @@ const float* gather_unit(Sharded& sharded, int unit, Tensor owned, std::vector<f
   return storage.data();
 }
 
-std::vector<TensorToWrite> gather_tensors(LoadedModel& m, const std::function<Tensor(int)>& owned,
-                                          std::vector<std::vector<float>>& storage) {
+void write_tensors(LoadedModel& m, const std::string& path, const std::vector<TensorStream>& streams, Dtype dtype,
+                   const std::map<std::string, std::string>& metadata) {
+  const auto entries = entries_of(m.model, streams);
+  GatheredUnit unit(m, streams);
+  if (m.comm.rank() != 0) {
+    for (const auto& [name, e] : entries) unit.tensor(e.stream, e.unit, *e.part);
+    return;
+  }
+  std::vector<TensorToWrite> tensors;
+  for (const auto& [name, e] : entries) tensors.push_back({name, dtype, sizes(e.part->shape), nullptr});
+  std::vector<std::byte> converted;
+  write_safetensors(path, tensors, metadata, [&](const TensorToWrite& t) -> std::span<const std::byte> {
+    const Entry& e = entries.at(t.name);
+    const int64_t n = e.part->shape.size();
+    const float* values = unit.tensor(e.stream, e.unit, *e.part);
+    if (dtype == Dtype::f32) return std::as_bytes(std::span(values, size_t(n)));
+    converted.resize(size_t(n) * size_of(dtype));
+    m.backend.convert({converted.data(), dtype, {n}, &m.backend}, {const_cast<float*>(values), Dtype::f32, {n}, &m.backend});
+    return converted;
+  });
+}
+
+// Adapters are small: all of them at once, on rank 0 only.
+std::vector<TensorToWrite> gather_adapter(LoadedModel& m, std::vector<std::vector<float>>& storage) {
   std::vector<TensorToWrite> out;
   storage.resize(size_t(m.sharded.units()));
   for (int unit = 0; unit < m.sharded.units(); ++unit) {
     if (!m.model.units[size_t(unit)].trainable) continue;
-    const float* whole = gather_unit(m.sharded, unit, owned(unit), storage[size_t(unit)]);
+    const float* whole = gather_unit(m.sharded, unit, m.sharded.values(unit), storage[size_t(unit)]);
+    if (m.comm.rank() != 0) {
+      storage[size_t(unit)] = {};
+      continue;
+    }
     for (const PartPlace& p : m.model.units[size_t(unit)].parts)
       if (p.trains) out.push_back({p.name, Dtype::f32, sizes(p.shape), whole + p.begin});
   }
@@ -65,8 +114,7 @@ std::vector<TensorToWrite> gather_tensors(LoadedModel& m, const std::function<Te
 
 void write_adapter(LoadedModel& m, const std::string& folder, bool fsdp_qlora_file) {
   std::vector<std::vector<float>> storage;
-  std::vector<TensorToWrite> tensors = gather_tensors(
-      m, [&](int unit) { return m.sharded.values(unit); }, storage);
+  std::vector<TensorToWrite> tensors = gather_adapter(m, storage);
   if (m.comm.rank() == 0) {
     make_folder(folder);
     if (fsdp_qlora_file) write_fsdp_qlora_adapter(folder, tensors);
@@ -77,14 +125,11 @@ void write_adapter(LoadedModel& m, const std::string& folder, bool fsdp_qlora_fi
 }
 
 void write_model(LoadedModel& m, const std::string& folder, Dtype dtype) {
-  std::vector<std::vector<float>> storage;
-  const std::vector<TensorToWrite> tensors = gather_tensors(
-      m, [&](int unit) { return m.sharded.values(unit); }, storage);
+  if (m.comm.rank() == 0) make_folder(folder);
+  write_tensors(m, folder + "/model.safetensors", {{"", [&](int unit) { return m.sharded.values(unit); }}}, dtype, {{"format", "pt"}});
   if (m.comm.rank() == 0) {
-    make_folder(folder);
-    std::vector<std::vector<std::byte>> copies;
-    write_safetensors(folder + "/model.safetensors", converted(tensors, dtype, m.backend, copies), {{"format", "pt"}});
     write_config(m, folder, dtype);
+    copy_tokenizer(m.request.folder, folder);
   }
   m.comm.barrier();
 }

@@ -2,6 +2,7 @@
 // Collective: every rank calls, the shards are gathered, rank 0 writes.
 #pragma once
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,13 +15,18 @@ namespace tessera {
 // else into `storage`. Collective.
 const float* gather_unit(Sharded&, int unit, Tensor owned, std::vector<float>& storage);
 
-// Every trainable tensor of the model as (name in files, f32, whole), from `owned(unit)`; `storage` holds what had to be gathered.
-std::vector<TensorToWrite> gather_tensors(LoadedModel&, const std::function<Tensor(int unit)>& owned,
-                                          std::vector<std::vector<float>>& storage);
+// A set of arrays shaped like the trainable values: the masters, or a state of the optimizer.
+struct TensorStream {
+  std::string prefix;                     // before the tensor's name in the file
+  std::function<Tensor(int unit)> owned;  // this rank's range of a unit, f32
+};
+// One safetensors file of all trainable tensors of the streams, in this dtype. Holds one gathered unit at a time. Collective.
+void write_tensors(LoadedModel&, const std::string& path, const std::vector<TensorStream>&, Dtype,
+                   const std::map<std::string, std::string>& metadata);
 
 // adapter_config.json, adapter_model.safetensors (f32); with fsdp_qlora_file also model_state_dict.safetensors.
 void write_adapter(LoadedModel&, const std::string& folder, bool fsdp_qlora_file);
-// config.json (with this dtype), generation_config.json, model.safetensors.
+// config.json (with this dtype), generation_config.json, model.safetensors, the tokenizer's files.
 void write_model(LoadedModel&, const std::string& folder, Dtype);
 // The tokenizer's files of the model folder.
 void copy_tokenizer(const std::string& model_folder, const std::string& folder);

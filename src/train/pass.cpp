@@ -75,7 +75,7 @@ Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<
   for (int l = 0; l < layers; ++l) {
     sharded_.prefetch(l + 1 < layers ? l + 1 : -1);
     Context ctx = base;
-    if (!caches_.empty()) ctx.cache = &caches_[size_t(l)];
+    if (extending_) ctx.cache = &caches_[size_t(l)];
     const DecoderLayer& layer = bound_layer(l, false);
     if (inputs) inputs->push_back(x);
     const Tensor y = inputs ? ctx.take(x.rows(), x.cols(), "residual") : spare;
@@ -216,7 +216,9 @@ std::vector<float> Pass::extend(const std::vector<int32_t>& new_ids) {
   b.row_keys.assign(1, 0);
   const ArenaScope scope(arena_);
   const Context ctx = context(b, false);
+  extending_ = true;
   const Tensor x = forward(b, ctx, ctx.take(b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr, nullptr);
+  extending_ = false;
   for (KvCache& cache : caches_) cache.length += b.T;
   const Tensor logits = arena_.take(Dtype::f32, {1, model_.config.vocab}, "logits");
   root_logits(logits, bound_root(false), x, {int32_t(b.T - 1)}, ctx);

@@ -58,6 +58,7 @@ class Pass {
   Buffer rope_memory_, cache_memory_;
   Tensor cos_, sin_, dx_;
   std::vector<KvCache> caches_;
+  bool extending_ = false;  // the forward pass reads and fills the caches
 };
 
 }  // namespace tessera

@@ -1,10 +1,12 @@
 #include "backend/cpu/cpu.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "backend/cpu/parallel.h"
@@ -40,7 +42,18 @@ Buffer CpuBackend::allocate(size_t bytes, const char* what) {
   return Buffer(data, size, unmap);
 }
 
-size_t CpuBackend::total_memory() const { return size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGE_SIZE)); }
+// What the machine has, less what a container or a resource limit leaves of it.
+size_t CpuBackend::total_memory() const {
+  size_t bytes = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGE_SIZE));
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/memory.max", "r")) {
+    unsigned long long limit = 0;
+    if (std::fscanf(file, "%llu", &limit) == 1) bytes = std::min(bytes, size_t(limit));  // "max": no limit
+    std::fclose(file);
+  }
+  rlimit space{};
+  if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY) bytes = std::min(bytes, size_t(space.rlim_cur) / 2);
+  return bytes;
+}
 
 void CpuBackend::copy(void* to, const void* from, size_t bytes) {
   parallel_chunks(threads_, int64_t(bytes), copy_grain, [&](int64_t begin, int64_t end) {
