@@ -53,6 +53,15 @@ TEST_F(Resume, AfterSigintOfOneRank) {
   EXPECT_EQ(outcome("stopped"), outcome("whole"));
 }
 
+// timeout and schedulers send a signal to the process and again to its group: that is one request.
+TEST_F(Resume, ADoubledSignalIsOne) {
+  Program program(tessera(long_training("doubled", 4, saving_)));
+  wait_for(program, "doubled/checkpoint-20");
+  program.send(SIGTERM);
+  program.send(SIGTERM);
+  EXPECT_EQ(program.wait().code, 75);
+}
+
 // A checkpoint is made although none was asked for. Hydra loses the exit codes of its ranks now and then when it has passed a signal on,
 // also with a shell script as ranks: 0 instead of 75.
 TEST_F(Resume, AfterSigintOfMpiexec) {

@@ -60,12 +60,12 @@ Range cut(Range part, size_t step, size_t piece) {
 }
 
 // MPI from the first use to the end of the process. A run that ends in an error ends by MPI_Abort and does not come here.
-class Session {
+class Runtime {
  public:
-  static void start() { static const Session session; }
+  static void start() { static const Runtime runtime; }
 
  private:
-  Session() {
+  Runtime() {
     int given = 0;
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &given));
     if (given < MPI_THREAD_MULTIPLE)
@@ -73,7 +73,7 @@ class Session {
     check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
     same_launcher();
   }
-  ~Session() {
+  ~Runtime() {
     const std::atomic<bool> never = false;
     MPI_Request request;
     try {
@@ -273,7 +273,7 @@ Buffer MpiComm::shared_window(size_t bytes) {
 
 std::unique_ptr<Comm> make_mpi_comm() {
   if (!started_by_mpi()) return make_single_comm();
-  Session::start();
+  Runtime::start();
   MPI_Comm mine;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &mine));
   return std::make_unique<MpiComm>(mine);

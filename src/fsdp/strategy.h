@@ -1,4 +1,4 @@
-// Sharding strategies as rows: three numbers each. Names of fsdp_qlora and of accelerate (FULL_SHARD, ...) mean the same rows.
+// Sharding strategies as rows: two switches each. Names of fsdp_qlora and of accelerate (FULL_SHARD, ...) mean the same rows.
 #pragma once
 #include <string>
 #include <string_view>

@@ -161,6 +161,53 @@ TEST_F(Laws, DamagedCheckpointIsNamed) {
   }
 }
 
+// Checkpoints that are not this run's: a fresh run refuses the folder, a resumed one removes what lies beyond it.
+TEST_F(Laws, CheckpointsOfAnotherRunAreNotMixedIn) {
+  TrainConfig c = config("lora", "mixed");
+  c.save_steps = 1;
+  run_on(1, c);
+  const std::string refused = error_of([&] { run_on(1, c); });
+  EXPECT_NE(refused.find("checkpoint-1 of an earlier run"), std::string::npos) << refused;
+  c.resume_from_checkpoint = folder_.path("mixed") + "/checkpoint-2";
+  c.save_steps = 0;
+  run_on(1, c);
+  EXPECT_TRUE(folder_exists(folder_.path("mixed") + "/checkpoint-2"));
+  EXPECT_FALSE(folder_exists(folder_.path("mixed") + "/checkpoint-3"));
+}
+
+TEST_F(Laws, ResumeRefusesAnotherModel) {
+  TrainConfig c = config("lora", "model_changed");
+  c.save_steps = 2;
+  run_on(1, c);
+  const std::string path = folder_.path("model/config.json");
+  write_file_atomic(path, read_file(path) + " ");
+  c.resume_from_checkpoint = "true";
+  const std::string refused = error_of([&] { run_on(1, c); });
+  EXPECT_NE(refused.find("model is "), std::string::npos) << refused;
+}
+
+TEST_F(Laws, OutputFolderIsNotTheModel) {
+  TrainConfig c = config("full", "unused");
+  c.output_dir = folder_.path("model/");
+  const std::string refused = error_of([&] { run_on(1, c); });
+  EXPECT_NE(refused.find("is a folder this run reads"), std::string::npos) << refused;
+}
+
+// An adapter that is trained further keeps its rank and targets, and takes this run's dropout.
+TEST_F(Laws, AdapterInitBringsItsOwnShape) {
+  run_on(1, config("lora", "first"));
+  TrainConfig c = config("lora", "second");
+  c.adapter_init = folder_.path("first");
+  c.lora_rank = 7, c.lora_dropout = 0.4;
+  const ModelRequest r = model_request(c);
+  TestModel m(r);
+  EXPECT_EQ(m.model.peft.rank, 3);
+  EXPECT_EQ(m.model.model.layers[0].q.adapter->dropout, 0.4f);
+  run_on(1, c);
+  EXPECT_NE(sha256_file(folder_.path("second") + "/adapter_model.safetensors"),
+            sha256_file(folder_.path("first") + "/adapter_model.safetensors"));
+}
+
 TEST_F(Laws, OldCheckpointsAreDeletedAfterTheNewOne) {
   TrainConfig c = config("lora", "limit");
   c.save_steps = 1, c.save_total_limit = 2;
