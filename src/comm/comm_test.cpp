@@ -59,7 +59,8 @@ void check_sum(Comm& comm, size_t n, uint64_t seed) {
       for (size_t i = 0; i < n; ++i) serial[i] += x[i];
     }
   }
-  EXPECT_EQ(std::memcmp(sum.data(), serial.data() + mine.begin, mine.size() * sizeof(float)), 0) << n << " elements";
+  const bool same_bits = mine.size() == 0 || std::memcmp(sum.data(), serial.data() + mine.begin, mine.size() * sizeof(float)) == 0;
+  EXPECT_TRUE(same_bits) << n << " elements";
 }
 
 void check_small_values(Comm& comm) {
