@@ -14,6 +14,7 @@
 
 #include "core/buffer.h"
 #include "core/kernel_options.h"
+#include "core/product.h"
 #include "core/tensor.h"
 
 namespace tessera {
@@ -32,9 +33,9 @@ class Backend {
   virtual void fill_zero(Tensor) = 0;
 
   // --- products -----------------------------------------------------------------------------------------------------------------
-  // c (m, n) = alpha * op(a) (m, k) * op(b) (k, n) [+ c when accumulate]; op transposes when the flag is set. Rank-4 tensors count as
-  // (rows, cols). a and b have one dtype T; c has T or f32. Sums in f32.
-  virtual void gemm(Tensor c, Tensor a, bool transpose_a, Tensor b, bool transpose_b, float alpha, bool accumulate) = 0;
+  // See core/product.h. Rank-4 tensors count as (rows, cols). Each element of c is summed term by term and along k in one order, whatever
+  // the tiles.
+  virtual void gemm(const Product&) = 0;
 
   // --- elementwise --------------------------------------------------------------------------------------------------------------
   virtual void convert(Tensor out, Tensor x) = 0;        // any of f32, bf16, f16 to f32 or bf16, nearest even
@@ -67,9 +68,9 @@ class Backend {
   // REQUIRES: Tq = Tk.
   virtual void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v,
                                   Tensor starts, AttentionShape) = 0;
-  // Row r: loss[r] (f32) = logsumexp(logits[r]) - logits[r][labels[r]]. labels (rows) i32, all >= 0. When `scale` != 0 the logits become
-  // their gradient in place: (softmax - onehot) * scale.
-  virtual void cross_entropy(Tensor loss, Tensor logits, Tensor labels, float scale) = 0;
+  // Row r: loss[r] (f32) = logsumexp(logits[r]) - logits[r][labels[r]]. labels (rows) i32, all >= 0. Unless `gradient` is empty it
+  // becomes (softmax - onehot) * scale; it is logits itself, or another tensor of its shape, f32 or bf16.
+  virtual void cross_entropy(Tensor loss, Tensor gradient, Tensor logits, Tensor labels, float scale) = 0;
 
   // --- 4-bit codes (block of consecutive elements, first element in the high nibble) ----------------------------------------------
   // x (n) f32, bf16 or f16 -> codes (ceil(n/2)) u8, absmax (ceil(n/block)) f32, by bitsandbytes' CUDA rule. table: 16 ascending f32 values

@@ -52,11 +52,11 @@ double chunked_loss(const Root& root, Tensor normed, Tensor labels, Tensor dnorm
     const Tensor logits = ctx.arena.take(Dtype::f32, {n, root.V}, "logits");
     gemm(logits, x, Trans::no, head.value, Trans::yes);
     const Tensor loss = ctx.arena.take(Dtype::f32, {n}, "row losses");
-    cross_entropy(loss, logits, labels.reshaped({labels.size(), 1}).rows_from(begin, n).reshaped({n}), scale);
+    Tensor dlogits;
+    if (!dnormed.empty()) dlogits = ctx.dtype == Dtype::f32 ? logits : ctx.take(n, root.V, "logit gradients");
+    cross_entropy(loss, dlogits, logits, labels.reshaped({labels.size(), 1}).rows_from(begin, n).reshaped({n}), scale);
     sum += sum_of_rows(loss);
     if (dnormed.empty()) continue;
-    Tensor dlogits = logits;
-    if (ctx.dtype != Dtype::f32) dlogits = ctx.take(n, root.V, "logit gradients"), convert(dlogits, logits);
     gemm(dnormed.rows_from(begin, n), dlogits, Trans::no, head.value, Trans::no);
     if (head.trains) gemm(head.grad, dlogits, Trans::yes, x, Trans::no, 1, true);
   }

@@ -38,10 +38,10 @@ TEST_P(CrossEntropy, LossAndGradient) {
       const Tensor loss = memory.zeros(Dtype::f32, {33});
       const Reference r = reference(logits, labels, 0.125);
       const std::vector<double> before = to_doubles(logits);
-      cross_entropy(loss, logits, labels, 0);
+      cross_entropy(loss, {}, logits, labels, 0);
       expect_close(loss, r.loss, 1e-6, "loss");
       EXPECT_EQ(to_doubles(logits), before);
-      cross_entropy(loss, logits, labels, 0.125f);
+      cross_entropy(loss, logits, logits, labels, 0.125f);
       expect_close(loss, r.loss, 1e-6, "loss");
       expect_close(logits, r.gradient, tolerance, "gradient");
     }
@@ -50,7 +50,7 @@ TEST_P(CrossEntropy, LossAndGradient) {
 TEST_P(CrossEntropy, SurvivesLargeLogits) {
   const Tensor logits = memory.of(dtype, {2, 3}, {30000, 0, -30000, -1e30, -1e30, -std::numeric_limits<double>::infinity()});
   const Tensor labels = memory.of(Dtype::i32, {2}, {0, 1}), loss = memory.zeros(Dtype::f32, {2});
-  cross_entropy(loss, logits, labels, 1);
+  cross_entropy(loss, logits, logits, labels, 1);
   expect_close(loss, {0, std::log(2.0)}, 1e-6, "loss");
   expect_close(logits, {0, 0, 0, 0.5, -0.5, 0}, 1e-6, "gradient");
 }
@@ -60,7 +60,7 @@ TEST_P(CrossEntropy, NanReachesTheLoss) {
     std::vector<double> x(37, 0.5);
     x[at] = std::nan("");
     const Tensor logits = memory.of(dtype, {1, 37}, x), labels = memory.of(Dtype::i32, {1}, {1}), loss = memory.zeros(Dtype::f32, {1});
-    cross_entropy(loss, logits, labels, 0);
+    cross_entropy(loss, {}, logits, labels, 0);
     EXPECT_TRUE(std::isnan(to_doubles(loss)[0])) << at;
   }
 }
@@ -68,7 +68,7 @@ TEST_P(CrossEntropy, NanReachesTheLoss) {
 TEST_P(CrossEntropy, SameBitsOnAnyThreads) {
   expect_same_on_any_threads(GetParam().device, [&](TestMemory& m) {
     const Tensor logits = m.random(dtype, {33, 333}, 1), loss = m.zeros(Dtype::f32, {33});
-    cross_entropy(loss, logits, m.ids({33}, 2, 333), 0.5f);
+    cross_entropy(loss, logits, logits, m.ids({33}, 2, 333), 0.5f);
     std::vector<double> all = to_doubles(logits);
     for (const double l : to_doubles(loss)) all.push_back(l);
     return all;
@@ -84,11 +84,11 @@ TEST(CrossEntropyGradients, AgreeWithDifferences) {
   expect_gradients({.inputs = {logits},
                     .gradients = {gradient},
                     .out = loss,
-                    .forward = [&] { cross_entropy(loss, logits, labels, 0); },
+                    .forward = [&] { cross_entropy(loss, {}, logits, labels, 0); },
                     .backward =
                         [&](Tensor dloss) {
                           backend->copy(gradient.data, logits.data, logits.bytes());
-                          cross_entropy(loss, gradient, labels, float(to_doubles(dloss)[0]));
+                          cross_entropy(loss, gradient, gradient, labels, float(to_doubles(dloss)[0]));
                         }},
                    memory);
 }
@@ -97,7 +97,7 @@ TEST(CrossEntropyErrors, NameTheShapes) {
   const auto backend = make_backend("cpu", 1);
   TestMemory memory(*backend);
   const Tensor logits = memory.zeros(Dtype::f32, {3, 4}), labels = memory.ids({2}, 1, 4), loss = memory.zeros(Dtype::f32, {3});
-  EXPECT_THROW(cross_entropy(loss, logits, labels, 0), Error);
+  EXPECT_THROW(cross_entropy(loss, {}, logits, labels, 0), Error);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ class CpuBackend final : public Backend {
   void copy(void* to, const void* from, size_t bytes) override;
   void fill_zero(Tensor) override;
 
-  void gemm(Tensor c, Tensor a, bool transpose_a, Tensor b, bool transpose_b, float alpha, bool accumulate) override;
+  void gemm(const Product&) override;
 
   void convert(Tensor out, Tensor x) override;
   void add(Tensor out, Tensor x, Tensor y) override;
@@ -36,7 +36,7 @@ class CpuBackend final : public Backend {
   void attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape) override;
   void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts,
                           AttentionShape) override;
-  void cross_entropy(Tensor loss, Tensor logits, Tensor labels, float scale) override;
+  void cross_entropy(Tensor loss, Tensor gradient, Tensor logits, Tensor labels, float scale) override;
 
   void codebook4_encode(Tensor codes, Tensor absmax, Tensor x, const float* table, int64_t block) override;
   void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) override;
@@ -46,6 +46,8 @@ class CpuBackend final : public Backend {
   void square_sums(Tensor sums, Tensor x) override;
 
  private:
+  void gemm_onednn(const Product&);
+
   int threads_;
 };
 

@@ -32,24 +32,27 @@ float largest(const T* x, int64_t n) {
   return hn::GetLane(hn::MaxOfLanes(floats, most));
 }
 
-template <class T>
-float one_row(T* x, int64_t n, int64_t label, float scale) {
+template <class T, class G>
+float one_row(G* gradient, const T* x, int64_t n, int64_t label, float scale) {
   const float most = largest(x, n), given = x[label];
   const auto share = [&](auto d, int64_t i) { return exp_or_nan(d, hn::Sub(load(d, x + i), hn::Set(d, most))); };
   const float sum = sum_vectors(n, share);
-  if (scale != 0) {
+  if (gradient) {
     const float weight = scale / sum;
-    for_vectors(0, n, [&](auto d, int64_t i) { store(hn::Mul(share(d, i), hn::Set(d, weight)), d, x + i); });
-    x[label] = T((std::exp(given - most) / sum - 1) * scale);
+    for_vectors(0, n, [&](auto d, int64_t i) { store(hn::Mul(share(d, i), hn::Set(d, weight)), d, gradient + i); });
+    gradient[label] = G((std::exp(given - most) / sum - 1) * scale);
   }
   return std::log(sum) + (most - given);
 }
 
-void cross_entropy(int threads, Tensor loss, Tensor logits, Tensor labels, float scale) {
+void cross_entropy(int threads, Tensor loss, Tensor gradient, Tensor logits, Tensor labels, float scale) {
   const int64_t cols = logits.cols();
   dispatch_float(logits.dtype, [&]<class T>() {
-    parallel_chunks(worth_threads(threads, 8 * logits.size()), logits.rows(), 1, [&](int64_t r, int64_t) {
-      loss.as<float>()[r] = one_row(logits.as<T>() + r * cols, cols, labels.as<int32_t>()[r], scale);
+    dispatch_float(gradient.empty() ? logits.dtype : gradient.dtype, [&]<class G>() {
+      parallel_chunks(worth_threads(threads, 8 * logits.size()), logits.rows(), 1, [&](int64_t r, int64_t) {
+        G* out = gradient.empty() ? nullptr : gradient.as<G>() + r * cols;
+        loss.as<float>()[r] = one_row(out, logits.as<T>() + r * cols, cols, labels.as<int32_t>()[r], scale);
+      });
     });
   });
 }
@@ -65,8 +68,8 @@ namespace {
 HWY_EXPORT(cross_entropy);
 }  // namespace
 
-void CpuBackend::cross_entropy(Tensor loss, Tensor logits, Tensor labels, float scale) {
-  HWY_DYNAMIC_DISPATCH(cross_entropy)(threads_, loss, logits, labels, scale);
+void CpuBackend::cross_entropy(Tensor loss, Tensor gradient, Tensor logits, Tensor labels, float scale) {
+  HWY_DYNAMIC_DISPATCH(cross_entropy)(threads_, loss, gradient, logits, labels, scale);
 }
 
 }  // namespace tessera
