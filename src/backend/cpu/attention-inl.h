@@ -1,6 +1,10 @@
-// What the attention kernels are made of: rows turned into f32 blocks, products of blocks, the mask, exp.
-// A block is f32 and lies in one of two ways: as rows (n, padded(D)), filled up with zeros; or as a panel (n, panel_width), with queries
-// or keys side by side in vector lanes. Included once per instruction set, as simd.h.
+// What the attention kernels are made of: rows turned into blocks, products of blocks, the mask, exp.
+// A block consists of lanes of 32 bits: each holds one f32 or, where the processor multiplies bf16 in pairs, two bf16 that are neighbours
+// along the depth of the product the block is made for (Lane). Sums are always f32. A block lies in one of three ways:
+//   rows     (n, row_lanes)             a query or key after the other, numbers side by side; filled up with zeros
+//   stacked  (n / per_lane, padded(D))  a lane pairs two rows; with f32 the same as rows
+//   panel    (depth, panel_width)       queries or keys side by side in vector lanes
+// Included once per instruction set, as simd.h.
 #if defined(TESSERA_BACKEND_CPU_ATTENTION_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef TESSERA_BACKEND_CPU_ATTENTION_INL_H
 #undef TESSERA_BACKEND_CPU_ATTENTION_INL_H
@@ -13,6 +17,7 @@
 #include <cstdint>
 
 #include "backend/backend.h"
+#include "backend/cpu/dot-inl.h"
 #include "backend/cpu/simd.h"
 #include "core/tensor.h"
 #include "hwy/aligned_allocator.h"
@@ -27,23 +32,53 @@ using IntVec = hn::Vec<Ints>;
 constexpr Ints ints;
 constexpr size_t lanes = hn::MaxLanes(floats);
 
-constexpr size_t panel_width = 48;
-constexpr size_t tile_rows = lanes >= 16 || HWY_ARCH_ARM_A64 ? 8 : 4;  // by 3 vectors: 24 sums in 32 registers, or 12 in 16
+// Sums of one tile fill most of the registers: 16 or 24 of 32, 12 of 16.
+constexpr size_t tile_rows = lanes >= 16 || HWY_ARCH_ARM_A64 ? 8 : 4;
+constexpr size_t tile_vectors = lanes >= 16 ? 2 : 3;
+constexpr size_t panel_width = tile_vectors * 16;
+
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 constexpr size_t padded(size_t width) { return round_up(width, std::max<size_t>(lanes, 8)); }
 
+enum class Lane { f32, bf16_pair };
+template <Lane lane>
+constexpr size_t per_lane = lane == Lane::f32 ? 1 : 2;
+template <Lane lane>
+constexpr size_t depth_lanes(size_t width) {
+  return (width + per_lane<lane> - 1) / per_lane<lane>;
+}
+template <Lane lane>
+constexpr size_t row_lanes(size_t width) {
+  return padded(depth_lanes<lane>(width));
+}
+
+// Calls f<lane>() with the kind of lanes for tensors of this dtype.
+template <class F>
+void dispatch_lane(Dtype dtype, F&& f) {
+  if constexpr (may_have_bf16_dot) {
+    if (dtype == Dtype::bf16 && has_bf16_dot()) return f.template operator()<Lane::bf16_pair>();
+  }
+  f.template operator()<Lane::f32>();
+}
+
 // --- products ---------------------------------------------------------------------------------------------------------------------
 
-// Element (r, k) is data[r * stride + k]; seen transposed, data[k * stride + r].
+// Lane (r, k) is data[r * stride + k]; seen transposed, data[k * stride + r].
 struct Block {
   const float* data;
   size_t stride;
 };
 
-enum class Start { zero, sum, scaled };  // what a product is added to: nothing, c, or c * factor (a factor per column)
+enum class Start { zero, sum, scaled };  // what a product is added to: nothing, c, or c * factor (a factor per row)
+
+template <Lane lane>
+HWY_INLINE FloatVec add_product(FloatVec sum, FloatVec x, FloatVec y) {
+  if constexpr (lane == Lane::f32) return hn::MulAdd(x, y, sum);
+  if constexpr (lane == Lane::bf16_pair) return add_dot<Dot::native>(sum, x, y);
+}
 
 // c (tile_rows, wide vectors) = start + a (tile_rows, depth) * b (depth, wide vectors), k ascending.
-template <size_t wide, bool transposed, Start start>
+template <Lane lane, size_t wide, bool transposed, Start start>
 HWY_INLINE void tile(float* HWY_RESTRICT c, size_t c_stride, Block a, Block b, size_t depth, const float* HWY_RESTRICT factor) {
   FloatVec sum[tile_rows][wide];
 #pragma GCC unroll 8
@@ -53,7 +88,7 @@ HWY_INLINE void tile(float* HWY_RESTRICT c, size_t c_stride, Block a, Block b, s
       const float* at = c + r * c_stride + v * lanes;
       if constexpr (start == Start::zero) sum[r][v] = hn::Zero(floats);
       if constexpr (start == Start::sum) sum[r][v] = hn::LoadU(floats, at);
-      if constexpr (start == Start::scaled) sum[r][v] = hn::Mul(hn::LoadU(floats, at), hn::LoadU(floats, factor + v * lanes));
+      if constexpr (start == Start::scaled) sum[r][v] = hn::Mul(hn::LoadU(floats, at), hn::Set(floats, factor[r]));
     }
   }
   const size_t row = transposed ? 1 : a.stride, step = transposed ? a.stride : 1;
@@ -65,7 +100,7 @@ HWY_INLINE void tile(float* HWY_RESTRICT c, size_t c_stride, Block a, Block b, s
     for (size_t r = 0; r < tile_rows; ++r) {
       const FloatVec x = hn::Set(floats, a.data[r * row + k * step]);
 #pragma GCC unroll 3
-      for (size_t v = 0; v < wide; ++v) sum[r][v] = hn::MulAdd(x, columns[v], sum[r][v]);
+      for (size_t v = 0; v < wide; ++v) sum[r][v] = add_product<lane>(sum[r][v], x, columns[v]);
     }
   }
 #pragma GCC unroll 8
@@ -76,35 +111,36 @@ HWY_INLINE void tile(float* HWY_RESTRICT c, size_t c_stride, Block a, Block b, s
 }
 
 // REQUIRES: rows is a multiple of 8.
-template <size_t wide, bool transposed, Start start>
+template <Lane lane, size_t wide, bool transposed, Start start>
 HWY_NOINLINE void strip(float* c, size_t c_stride, size_t rows, Block a, Block b, size_t depth, const float* factor) {
   for (size_t r = 0; r < rows; r += tile_rows) {
     const Block part = {a.data + r * (transposed ? 1 : a.stride), a.stride};
-    tile<wide, transposed, start>(c + r * c_stride, c_stride, part, b, depth, factor);
+    tile<lane, wide, transposed, start>(c + r * c_stride, c_stride, part, b, depth, factor ? factor + r : nullptr);
   }
 }
 
-// Panel c (rows, panel_width) = start + a (rows, depth) * panel b (depth, panel_width).
-template <bool transposed, Start start>
-void panel_product(float* c, size_t rows, Block a, const float* b, size_t depth, const float* factor = nullptr) {
-  for (size_t p = 0; p < panel_width; p += 3 * lanes) {
-    strip<3, transposed, start>(c + p, panel_width, rows, a, {b + p, panel_width}, depth, factor ? factor + p : nullptr);
+// Panel c (rows, panel_width) = rows a (rows, depth) * panel b (depth, panel_width).
+template <Lane lane>
+void panel_product(float* c, size_t rows, Block a, const float* b, size_t depth) {
+  for (size_t p = 0; p < panel_width; p += tile_vectors * lanes) {
+    strip<lane, tile_vectors, false, Start::zero>(c + p, panel_width, rows, a, {b + p, panel_width}, depth, nullptr);
   }
 }
 
-// Rows c (rows, b.stride) += a (rows, depth) * rows b (depth, b.stride).
-inline void add_row_product(float* c, size_t rows, Block a, Block b, size_t depth) {
+// Rows c (rows, b.stride) = start + a (rows, depth) * stacked b (depth, b.stride).
+template <Lane lane, bool transposed, Start start>
+void row_product(float* c, size_t rows, Block a, Block b, size_t depth, const float* factor = nullptr) {
   for (size_t at = 0; at < b.stride;) {
     const size_t left = (b.stride - at) / lanes, wide = left == 4 ? 2 : std::min<size_t>(left, 3);
     const Block part = {b.data + at, b.stride};
-    if (wide == 3) strip<3, false, Start::sum>(c + at, b.stride, rows, a, part, depth, nullptr);
-    if (wide == 2) strip<2, false, Start::sum>(c + at, b.stride, rows, a, part, depth, nullptr);
-    if (wide == 1) strip<1, false, Start::sum>(c + at, b.stride, rows, a, part, depth, nullptr);
+    if (wide == 3) strip<lane, 3, transposed, start>(c + at, b.stride, rows, a, part, depth, factor);
+    if (wide == 2) strip<lane, 2, transposed, start>(c + at, b.stride, rows, a, part, depth, factor);
+    if (wide == 1) strip<lane, 1, transposed, start>(c + at, b.stride, rows, a, part, depth, factor);
     at += wide * lanes;
   }
 }
 
-// --- rows and panels --------------------------------------------------------------------------------------------------------------
+// --- rows, stacks and panels ------------------------------------------------------------------------------------------------------
 
 // to (cols, to_stride) = the transpose of from (rows, from_stride). REQUIRES: rows and cols are multiples of 4.
 inline void transpose(float* HWY_RESTRICT to, size_t to_stride, const float* HWY_RESTRICT from, size_t from_stride, size_t rows,
@@ -126,14 +162,77 @@ inline void transpose(float* HWY_RESTRICT to, size_t to_stride, const float* HWY
   }
 }
 
-// One row of a block: x[offset, offset + width) as float and zeros up to padded(width); nothing but zeros when the row is not real.
-inline void load_row(float* to, Tensor x, int64_t offset, size_t width, bool real = true) {
-  if (!real) return void(std::fill_n(to, padded(width), 0.0f));
+inline void load_floats(float* to, Tensor x, int64_t offset, size_t width) {
   dispatch_float(x.dtype, [&]<class T>() {
     const T* from = x.as<T>() + offset;
     for_vectors(0, int64_t(width), [&](auto d, int64_t i) { hn::StoreU(load(d, from + i), d, to + i); });
   });
   std::fill(to + width, to + padded(width), 0.0f);
+}
+
+inline void load_pairs(float* to, const Bf16* from, size_t width) {
+  const hn::Repartition<uint16_t, Floats> halves;
+  for (size_t i = 0; i < row_lanes<Lane::bf16_pair>(width); i += lanes) {
+    const size_t left = width - std::min(width, 2 * i);
+    const uint16_t* at = &(from + 2 * i)->bits;
+    const auto x = left >= 2 * lanes ? hn::LoadU(halves, at) : hn::MaskedLoad(hn::FirstN(halves, left), halves, at);
+    hn::Store(hn::BitCast(floats, x), floats, to + i);
+  }
+}
+
+// One row of a block: x[offset, offset + width) and zeros; nothing but zeros when the row is not real.
+template <Lane lane>
+void load_row(float* to, Tensor x, int64_t offset, size_t width, bool real = true) {
+  if (!real) return void(std::fill_n(to, row_lanes<lane>(width), 0.0f));
+  if constexpr (lane == Lane::f32) load_floats(to, x, offset, width);
+  if constexpr (lane == Lane::bf16_pair) load_pairs(to, x.as<Bf16>() + offset, width);
+}
+
+// The rows of a block (count, row_lanes) stacked: in `to`, or where they are. REQUIRES: count is a multiple of per_lane.
+template <Lane lane>
+const float* stacked(float* to, const float* rows, size_t count, size_t width) {
+  if constexpr (lane == Lane::f32) return rows;
+  const hn::Rebind<uint32_t, Floats> wide;
+  const hn::Rebind<uint16_t, Floats> narrow;
+  for (size_t r = 0; r < count; r += 2, rows += 2 * row_lanes<lane>(width)) {
+    const auto* even = reinterpret_cast<const uint16_t*>(rows);
+    const auto* odd = reinterpret_cast<const uint16_t*>(rows + row_lanes<lane>(width));
+    for (size_t i = 0; i < padded(width); i += lanes, to += lanes) {
+      const auto low = hn::PromoteTo(wide, hn::LoadU(narrow, even + i)), high = hn::PromoteTo(wide, hn::LoadU(narrow, odd + i));
+      hn::Store(hn::BitCast(floats, hn::Or(low, hn::ShiftLeft<16>(high))), floats, to);
+    }
+  }
+  return to - count / 2 * padded(width);
+}
+
+// Rows 2 * pair and 2 * pair + 1 of a panel of f32, or of what products take them as: lanes of pairs are rounded to nearest, ties away from
+// zero. Pairs may take the place of the rows they come from, one after the other.
+template <Lane lane>
+HWY_INLINE void store_two(float* panel, size_t pair, FloatVec even, FloatVec odd) {
+  if constexpr (lane == Lane::f32) {
+    hn::Store(even, floats, panel + 2 * pair * panel_width);
+    hn::Store(odd, floats, panel + (2 * pair + 1) * panel_width);
+  } else {
+    const hn::RebindToUnsigned<Floats> du;
+    const hn::Repartition<uint16_t, Floats> halves;
+    const auto half = hn::Set(du, 0x8000);
+    const auto low = hn::ShiftRight<16>(hn::Add(hn::BitCast(du, even), half)), high = hn::Add(hn::BitCast(du, odd), half);
+    const auto pairs = hn::OddEven(hn::BitCast(halves, high), hn::BitCast(halves, low));
+    hn::Store(hn::BitCast(floats, pairs), floats, panel + pair * panel_width);
+  }
+}
+
+// The vector x of a row at lane-sized place `to`, rounded in the same way.
+template <Lane lane>
+HWY_INLINE void store_in_row(float* row, size_t column, FloatVec x) {
+  if constexpr (lane == Lane::f32) {
+    hn::Store(x, floats, row + column);
+  } else {
+    const hn::RebindToUnsigned<Floats> du;
+    const hn::Rebind<uint16_t, Floats> narrow;
+    const auto bits = hn::ShiftRight<16>(hn::Add(hn::BitCast(du, x), hn::Set(du, 0x8000)));
+    hn::StoreU(hn::TruncateTo(narrow, bits), narrow, reinterpret_cast<uint16_t*>(row) + column);
+  }
 }
 
 // x[offset, offset + width) = row * factor, rounded to x's dtype.
@@ -146,8 +245,15 @@ inline void store_row(Tensor x, int64_t offset, const float* row, size_t width, 
 
 // --- heads and what their queries see ---------------------------------------------------------------------------------------------
 
-// The queries of the G heads that share a key head are one list of Tq * G rows, token by token: row r is head r % G at token r / G.
-// Neighbouring rows then see nearly the same keys.
+// One key head of one batch row, with the G query heads that share it. Their queries are one list of Tq * G rows, token by token: row r is
+// head r % G at token r / G, so that neighbouring rows see nearly the same keys.
+struct KeyHead {
+  int64_t batch, head;
+};
+struct QueryRow {
+  int64_t batch, token, head;
+};
+
 struct Heads {
   int64_t queries, keys, heads, key_heads, group;  // Tq, Tk, H, K, G = H / K
   size_t width;                                    // D
@@ -164,36 +270,46 @@ struct Heads {
         window(shape.window),
         starts(first_keys.as<const int32_t>()) {}
 
+  KeyHead key_head(int64_t i) const { return {i / key_heads, i % key_heads}; }
   int64_t rows() const { return queries * group; }
-  int64_t query_offset(int64_t pair, int64_t row) const {  // pair: batch * K + key head
-    const int64_t batch = pair / key_heads, head = pair % key_heads * group + row % group;
-    return ((batch * queries + row / group) * heads + head) * int64_t(width);
+  // Calls f(i, row begin + i) for i in [0, count).
+  template <class F>
+  void each_row(KeyHead of, int64_t begin, int64_t count, F&& f) const {
+    const int64_t first = of.head * group, end = first + group;
+    QueryRow row = {of.batch, begin / group, first + begin % group};
+    for (int64_t i = 0; i < count; ++i) {
+      f(size_t(i), row);
+      if (++row.head == end) row = {of.batch, row.token + 1, first};
+    }
   }
-  int64_t key_offset(int64_t pair, int64_t key) const {
-    return ((pair / key_heads * keys + key) * key_heads + pair % key_heads) * int64_t(width);
-  }
-  int64_t lse_offset(int64_t pair, int64_t row) const { return (pair * group + row % group) * queries + row / group; }
-  // Row r sees the keys first to last.
-  int32_t last_key(int64_t row) const { return int32_t(keys - queries + row / group); }
-  int32_t first_key(int64_t pair, int64_t row) const {
-    const int32_t start = starts[pair / key_heads * queries + row / group];
+
+  int64_t query_offset(QueryRow row) const { return ((row.batch * queries + row.token) * heads + row.head) * int64_t(width); }
+  int64_t key_offset(KeyHead of, int64_t key) const { return ((of.batch * keys + key) * key_heads + of.head) * int64_t(width); }
+  int64_t lse_offset(QueryRow row) const { return (row.batch * heads + row.head) * queries + row.token; }
+  // A row sees the keys first to last.
+  int32_t last_key(QueryRow row) const { return int32_t(keys - queries + row.token); }
+  int32_t first_key(QueryRow row) const {
+    const int32_t start = starts[row.batch * queries + row.token];
     return window ? std::max(start, int32_t(last_key(row) - window + 1)) : start;
   }
 };
 
-// e^x for x <= 0 or barely above, relative error 2e-7; 0 below -87, where the result would be subnormal; NaN for NaN.
-// 2^n e^y with n = round(x / ln 2), |y| <= ln(2) / 2, and the Taylor series of e^y up to y^6.
-HWY_INLINE FloatVec exp_nonpositive(FloatVec x) {
-  const auto n = hn::NearestInt(hn::Mul(x, hn::Set(floats, 1.44269504f)));
-  const FloatVec y = hn::NegMulAdd(hn::ConvertTo(floats, n), hn::Set(floats, 0.693147181f), x);
-  FloatVec e = hn::MulAdd(y, hn::Set(floats, 1.0f / 720), hn::Set(floats, 1.0f / 120));
-  e = hn::MulAdd(e, y, hn::Set(floats, 1.0f / 24));
-  e = hn::MulAdd(e, y, hn::Set(floats, 1.0f / 6));
-  e = hn::MulAdd(e, y, hn::Set(floats, 0.5f));
-  e = hn::MulAdd(e, y, hn::Set(floats, 1.0f));
-  e = hn::MulAdd(e, y, hn::Set(floats, 1.0f));
-  const FloatVec power = hn::BitCast(floats, hn::ShiftLeft<23>(hn::Add(n, hn::Set(ints, 127))));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(floats, -87.0f)), hn::Mul(e, power));
+constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
+
+// 2^x for x < 128, relative error 1.5e-7; 0 below -126.5, where the result would be subnormal; NaN for NaN.
+// 2^n 2^y with n = round(x), |y| <= 1/2, and the polynomial of degree 5 with the least relative error. Adding 1.5 * 2^23 leaves n in the
+// low bits of the sum, here with the bias of the exponent.
+HWY_INLINE FloatVec exp2(FloatVec x) {
+  const FloatVec magic = hn::Set(floats, 12582912.0f + 127);
+  x = hn::Max(hn::Set(floats, -127.0f), x);  // in this order NaN stays
+  const FloatVec biased = hn::Add(x, magic);
+  const FloatVec y = hn::Sub(x, hn::Sub(biased, magic));
+  FloatVec e = hn::MulAdd(y, hn::Set(floats, 0.0013276472f), hn::Set(floats, 0.00967554133f));
+  e = hn::MulAdd(e, y, hn::Set(floats, 0.0555071327f));
+  e = hn::MulAdd(e, y, hn::Set(floats, 0.240221197f));
+  e = hn::MulAdd(e, y, hn::Set(floats, 0.693146967f));
+  e = hn::MulAdd(e, y, hn::Set(floats, 1.00000007f));
+  return hn::Mul(e, hn::BitCast(floats, hn::ShiftLeft<23>(hn::BitCast(ints, biased))));
 }
 
 // Carves aligned blocks out of memory that the thread keeps. REQUIRES: one at a time on each thread.

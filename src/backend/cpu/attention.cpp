@@ -1,9 +1,11 @@
 // Forward pass as in FlashAttention-2 (Dao, 2023), with queries in vector lanes: a panel of queries walks over blocks of keys, keeping for
-// each lane the largest score so far, the sum of exponentials and the unscaled output. Keys and values are read one number at a time and
-// multiply whole panels, so softmax never adds across lanes and any head size runs at full width.
+// each lane the largest score so far, the sum of exponentials and the unscaled output. Softmax then never adds across lanes. Several panels
+// walk together, so that keys and values are brought into their layout once for all of them.
 #include <cfloat>
 #include <cmath>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/parallel.h"
@@ -20,119 +22,178 @@ HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
-constexpr size_t key_block = 96;
+constexpr size_t key_block = 96, panels_together = 4;
 
-class ForwardPanel {
+// Queries of one panel. Row r of them sees the keys first[r] to last[r]; together they see any_first to any_last, each of them sees at
+// least all_first to all_last. Scores here are base 2 logarithms.
+struct Panel {
+  int64_t begin, count;
+  float* query;   // panel (D, queries)
+  float* output;  // rows, to be divided by sum
+  int32_t any_first, any_last, all_first, all_last;
+  HWY_ALIGN int32_t first[panel_width], last[panel_width];
+  HWY_ALIGN float largest[panel_width], sum[panel_width], factor[panel_width];
+};
+
+template <Lane lane>
+class PanelGroup {
  public:
-  ForwardPanel(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape)
-      : out_(out), lse_(lse), q_(q), k_(k), v_(v), heads_(q, k, starts, shape), scale_(shape.scale) {}
+  PanelGroup(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape)
+      : out_(out), lse_(lse), q_(q), k_(k), v_(v), heads_(q, k, starts, shape), scale_(shape.scale * log2_e) {
+    for (Panel& panel : panels_) {
+      panel.query = scratch_.take(lead_ * panel_width);
+      panel.output = scratch_.take(panel_width * stride_);
+    }
+  }
 
-  // The rows begin .. begin + panel_width of one (batch, key head).
-  void run(int64_t pair, int64_t begin) {
-    pair_ = pair;
-    begin_ = begin;
-    count_ = std::min<int64_t>(panel_width, heads_.rows() - begin);
-    load_queries();
-    const int32_t first = *std::min_element(first_, first_ + panel_width), end = *std::max_element(last_, last_ + panel_width) + 1;
-    for (int32_t key = first; key < end; key += int32_t(key_block)) add_keys(key, std::min(size_t(end - key), key_block));
-    store_outputs();
+  static constexpr int64_t most_rows = int64_t(panels_together * panel_width);
+
+  // The rows begin .. begin + most_rows of one key head, as far as there are any.
+  void run(int64_t key_head, int64_t begin) {
+    of_ = heads_.key_head(key_head);
+    const int64_t end = std::min(begin + most_rows, heads_.rows());
+    int32_t first = std::numeric_limits<int32_t>::max(), last = 0;
+    for (count_ = 0; begin < end; ++count_, begin += int64_t(panel_width)) {
+      Panel& panel = panels_[count_];
+      start(panel, begin, std::min(end - begin, int64_t(panel_width)));
+      first = std::min(first, panel.any_first);
+      last = std::max(last, panel.any_last);
+    }
+    for (int32_t key = first / int32_t(key_block) * int32_t(key_block); key <= last; key += int32_t(key_block)) {
+      load_keys(key, std::max(first - key, 0), std::min<int32_t>(last - key, key_block - 1));
+      for (size_t p = 0; p < count_; ++p) add_keys(panels_[p], key);
+    }
+    for (size_t p = 0; p < count_; ++p) store(panels_[p]);
   }
 
  private:
-  // Rows after the last one repeat it.
-  void load_queries() {
-    for (int64_t r = 0; r < int64_t(panel_width); ++r) {
-      const int64_t row = begin_ + std::min(r, count_ - 1);
-      load_row(rows_ + size_t(r) * lead_, q_, heads_.query_offset(pair_, row), heads_.width);
-      first_[r] = heads_.first_key(pair_, row);
-      last_[r] = heads_.last_key(row);
+  // Lanes after the last row repeat it.
+  void start(Panel& panel, int64_t begin, int64_t count) {
+    panel.begin = begin;
+    panel.count = count;
+    heads_.each_row(of_, begin, count, [&](size_t r, QueryRow row) {
+      load_row<lane>(rows_ + r * lead_, q_, heads_.query_offset(row), heads_.width);
+      panel.first[r] = heads_.first_key(row);
+      panel.last[r] = heads_.last_key(row);
+    });
+    for (size_t r = size_t(count); r < panel_width; ++r) {
+      std::copy_n(rows_ + (r - 1) * lead_, lead_, rows_ + r * lead_);
+      panel.first[r] = panel.first[r - 1];
+      panel.last[r] = panel.last[r - 1];
     }
-    transpose(query_, panel_width, rows_, lead_, panel_width, depth_);
-    std::fill(output_, output_ + depth_ * panel_width, 0.0f);
-    std::fill(largest_, largest_ + panel_width, -FLT_MAX);
-    std::fill(sum_, sum_ + panel_width, 0.0f);
+    transpose(panel.query, panel_width, rows_, lead_, panel_width, round_up(depth_, 4));
+    std::tie(panel.any_first, panel.all_first) = least_and_most(panel.first);
+    std::tie(panel.all_last, panel.any_last) = least_and_most(panel.last);
+    std::fill_n(panel.output, panel_width * stride_, 0.0f);
+    std::fill_n(panel.largest, panel_width, -FLT_MAX);
+    std::fill_n(panel.sum, panel_width, 0.0f);
   }
 
-  void add_keys(int32_t key, size_t count) {
-    const size_t rows = round_up(count, 8);
-    for (size_t j = 0; j < rows; ++j) {
-      const int64_t offset = heads_.key_offset(pair_, key + int64_t(std::min(j, count - 1)));
-      load_row(keys_ + j * lead_, k_, offset, heads_.width);
-      load_row(values_ + j * lead_, v_, offset, heads_.width);
-    }
-    panel_product<false, Start::zero>(scores_, rows, {keys_, lead_}, query_, heads_.width);
-    const bool all_seen =
-        *std::max_element(first_, first_ + panel_width) <= key && *std::min_element(last_, last_ + panel_width) + 1 >= key + int32_t(rows);
-    for (size_t at = 0; at < panel_width; at += lanes) softmax(at, key, rows, all_seen);
-    panel_product<true, Start::scaled>(output_, depth_, {values_, lead_}, scores_, rows, factor_);
+  static std::pair<int32_t, int32_t> least_and_most(const int32_t* x) {
+    const auto [least, most] = std::minmax_element(x, x + panel_width);
+    return {*least, *most};
   }
 
-  // Scores of the lanes from `at` become exp(score - largest).
-  void softmax(size_t at, int32_t key, size_t rows, bool all_seen) {
-    const FloatVec scale = hn::Set(floats, scale_), before = hn::Load(floats, largest_ + at);
-    const FloatVec hidden = hn::Set(floats, -std::numeric_limits<float>::infinity());
-    const IntVec first = hn::Load(ints, first_ + at), last = hn::Load(ints, last_ + at);
-    FloatVec largest = before;
-    for (size_t j = 0; j < rows; ++j) {
-      float* score = scores_ + j * panel_width + at;
-      FloatVec x = hn::Mul(hn::Load(floats, score), scale);
-      if (!all_seen) {
-        const IntVec here = hn::Set(ints, key + int32_t(j));
-        const auto outside = hn::Or(hn::Gt(first, here), hn::Gt(here, last));
-        x = hn::IfThenElse(hn::RebindMask(floats, outside), hidden, x);
-      }
-      hn::Store(x, floats, score);
-      largest = hn::Max(largest, x);
+  // The keys key + from to key + to, and those that fill up multiples of 8; zeros after the last one.
+  void load_keys(int32_t key, int32_t from, int32_t to) {
+    const size_t begin = size_t(from) / 8 * 8, end = round_up(size_t(to) + 1, 8);
+    for (size_t j = begin; j < end; ++j) {
+      const bool real = key + int64_t(j) < heads_.keys;
+      const int64_t offset = real ? heads_.key_offset(of_, key + int64_t(j)) : 0;
+      load_row<lane>(keys_ + j * lead_, k_, offset, heads_.width, real);
+      load_row<lane>(value_rows_ + j * lead_, v_, offset, heads_.width, real);
     }
+    values_ = stacked<lane>(value_stack_, value_rows_ + begin * lead_, end - begin, heads_.width) - begin / per_lane<lane> * stride_;
+  }
+
+  void add_keys(Panel& panel, int32_t key) {
+    const int32_t from = std::max(panel.any_first - key, 0) / 8 * 8, to = std::min<int32_t>(panel.any_last - key, key_block - 1);
+    if (from > to) return;
+    const size_t begin = size_t(from), rows = round_up(size_t(to - from) + 1, 8);
+    panel_product<lane>(scores_, rows, {keys_ + begin * lead_, lead_}, panel.query, depth_);
+    const bool all_seen = panel.all_first <= key + from && panel.all_last >= key + from + int32_t(rows) - 1;
+    for (size_t at = 0; at < panel_width; at += lanes) {
+      if (all_seen) softmax<false>(panel, at, key + from, rows);
+      if (!all_seen) softmax<true>(panel, at, key + from, rows);
+    }
+    const Block values = {values_ + begin / per_lane<lane> * stride_, stride_};
+    row_product<lane, true, Start::scaled>(panel.output, round_up(size_t(panel.count), 8), {scores_, panel_width}, values,
+                                           rows / per_lane<lane>, panel.factor);
+  }
+
+  // Scores of the lanes from `at` become 2^(score - largest).
+  template <bool masked>
+  void softmax(Panel& panel, size_t at, int32_t key, size_t rows) {
+    const FloatVec scale = hn::Set(floats, scale_), before = hn::Load(floats, panel.largest + at);
+    const IntVec first = hn::Load(ints, panel.first + at), last = hn::Load(ints, panel.last + at);
+    const auto shown = [&](size_t j, FloatVec x) {
+      if constexpr (!masked) return x;
+      const IntVec here = hn::Set(ints, key + int32_t(j));
+      const auto outside = hn::Or(hn::Gt(first, here), hn::Gt(here, last));
+      return hn::IfThenElse(hn::RebindMask(floats, outside), hn::Set(floats, -FLT_MAX), x);
+    };
+    const auto score = [&](size_t j) { return hn::Load(floats, scores_ + j * panel_width + at); };
+    FloatVec even = before, odd = before;
+    for (size_t j = 0; j < rows; j += 2) {
+      even = hn::Max(even, shown(j, hn::Mul(score(j), scale)));
+      odd = hn::Max(odd, shown(j + 1, hn::Mul(score(j + 1), scale)));
+    }
+    const FloatVec largest = hn::Max(even, odd);
     FloatVec sum = hn::Zero(floats);
-    for (size_t j = 0; j < rows; ++j) {
-      float* score = scores_ + j * panel_width + at;
-      const FloatVec p = exp_nonpositive(hn::Sub(hn::Load(floats, score), largest));
-      hn::Store(p, floats, score);
-      sum = hn::Add(sum, p);
+    for (size_t j = 0; j < rows; j += 2) {
+      const FloatVec p = exp2(shown(j, hn::MulSub(score(j), scale, largest)));
+      const FloatVec q = exp2(shown(j + 1, hn::MulSub(score(j + 1), scale, largest)));
+      store_two<lane>(scores_ + at, j / 2, p, q);
+      sum = hn::Add(sum, hn::Add(p, q));
     }
-    const FloatVec factor = exp_nonpositive(hn::Sub(before, largest));
-    hn::Store(factor, floats, factor_ + at);
-    hn::Store(largest, floats, largest_ + at);
-    hn::Store(hn::MulAdd(hn::Load(floats, sum_ + at), factor, sum), floats, sum_ + at);
+    const FloatVec factor = exp2(hn::Sub(before, largest));
+    hn::Store(factor, floats, panel.factor + at);
+    hn::Store(largest, floats, panel.largest + at);
+    hn::Store(hn::MulAdd(hn::Load(floats, panel.sum + at), factor, sum), floats, panel.sum + at);
   }
 
-  void store_outputs() {
-    transpose(rows_, lead_, output_, panel_width, depth_, panel_width);
-    for (int64_t r = 0; r < count_; ++r) {
-      store_row(out_, heads_.query_offset(pair_, begin_ + r), rows_ + size_t(r) * lead_, heads_.width, 1 / sum_[r]);
-      lse_.as<float>()[heads_.lse_offset(pair_, begin_ + r)] = largest_[r] + std::log(sum_[r]);
-    }
+  void store(const Panel& panel) {
+    heads_.each_row(of_, panel.begin, panel.count, [&](size_t r, QueryRow row) {
+      store_row(out_, heads_.query_offset(row), panel.output + r * stride_, heads_.width, 1 / panel.sum[r]);
+      lse_.as<float>()[heads_.lse_offset(row)] = panel.largest[r] * ln_2 + std::log(panel.sum[r]);
+    });
   }
 
   Tensor out_, lse_, q_, k_, v_;
   Heads heads_;
   float scale_;
-  int64_t pair_ = 0, begin_ = 0, count_ = 0;
-  size_t lead_ = padded(heads_.width), depth_ = round_up(heads_.width, 8);
-  Scratch scratch_{(panel_width + 2 * key_block) * lead_ + panel_width * (2 * depth_ + key_block)};
-  float* rows_ = scratch_.take(panel_width * lead_);    // rows of queries, at the end of outputs
-  float* keys_ = scratch_.take(key_block * lead_);      // rows
-  float* values_ = scratch_.take(key_block * lead_);    // rows
-  float* query_ = scratch_.take(depth_ * panel_width);  // panel (D, queries)
-  float* output_ = scratch_.take(depth_ * panel_width);
-  float* scores_ = scratch_.take(key_block * panel_width);  // panel (keys, queries)
-  HWY_ALIGN float largest_[panel_width], sum_[panel_width], factor_[panel_width];
-  HWY_ALIGN int32_t first_[panel_width], last_[panel_width];
+  KeyHead of_ = {};
+  size_t count_ = 0;  // panels in use
+  size_t depth_ = depth_lanes<lane>(heads_.width), lead_ = row_lanes<lane>(heads_.width), stride_ = padded(heads_.width);
+  Scratch scratch_{panel_width * lead_ + key_block * (2 * lead_ + stride_ + panel_width) +
+                   panels_together * panel_width * (lead_ + stride_)};
+  float* rows_ = scratch_.take(panel_width * lead_);         // rows of queries
+  float* keys_ = scratch_.take(key_block * lead_);           // rows
+  float* value_rows_ = scratch_.take(key_block * lead_);     // rows
+  float* value_stack_ = scratch_.take(key_block * stride_);  // room for values_
+  float* scores_ = scratch_.take(key_block * panel_width);   // panel (keys, queries)
+  const float* values_ = nullptr;                            // stacked
+  Panel panels_[panels_together];
 };
 
-// A piece of work is two panels, one from each end of the queries: together they see the same number of keys whichever piece it is.
-void attention(int threads, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape) {
+// A piece of work is two groups of panels, one from each end of the queries: together they see the same number of keys whichever piece it
+// is.
+template <Lane lane>
+void run_groups(int threads, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape) {
   const Heads heads(q, k, starts, shape);
-  const int64_t pairs = q.shape.dim[0] * heads.key_heads, width = int64_t(panel_width);
-  const int64_t panels = (heads.rows() + width - 1) / width, pieces = (panels + 1) / 2;
+  const int64_t rows = PanelGroup<lane>::most_rows, pairs = q.shape.dim[0] * heads.key_heads;
+  const int64_t groups = (heads.rows() + rows - 1) / rows, pieces = (groups + 1) / 2;
   threads = worth_threads(threads, q.size() * k.shape.dim[1]);
   parallel_chunks(threads, pairs * pieces, 1, [&](int64_t piece, int64_t) {
-    ForwardPanel panel(out, lse, q, k, v, starts, shape);
-    const int64_t pair = piece / pieces, near = piece % pieces, far = panels - 1 - near;
-    panel.run(pair, near * width);
-    if (far != near) panel.run(pair, far * width);
+    PanelGroup<lane> group(out, lse, q, k, v, starts, shape);
+    const int64_t key_head = piece / pieces, near = piece % pieces, far = groups - 1 - near;
+    group.run(key_head, near * rows);
+    if (far != near) group.run(key_head, far * rows);
   });
+}
+
+void attention(int threads, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape) {
+  dispatch_lane(q.dtype, [&]<Lane lane>() { run_groups<lane>(threads, out, lse, q, k, v, starts, shape); });
 }
 
 }  // namespace
