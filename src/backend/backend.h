@@ -83,7 +83,8 @@ class Backend {
 
   // --- optimizer (flat f32 arrays) ------------------------------------------------------------------------------------------------
   // torch.optim.AdamW: p *= 1 - lr*wd; m, v; p -= lr/bc1 * m / (sqrt(v)/sqrt(bc2) + eps), with gradient * gradient_scale.
-  virtual void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&) = 0;
+  // Unless empty, copy (bf16) = the new values.
+  virtual void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) = 0;
   // sums (ceil(n/64)) f64: the sum of squares of each block of 64 elements of x (n) f32.
   virtual void square_sums(Tensor sums, Tensor x) = 0;
 };

@@ -25,6 +25,8 @@ std::vector<Range> scaled(std::vector<Range> parts, size_t factor) {
   return parts;
 }
 
+enum class Sum { zero, summed, stale };  // stale: counts as zero, holds what it held
+
 struct Unit {
   UnitSize size;
   std::vector<Range> frozen_parts;     // bytes
@@ -32,6 +34,8 @@ struct Unit {
   Range frozen_mine, owned;
   size_t frozen_at = 0;  // of frozen_mine.begin in the shards, or of byte 0 in the window
   size_t owned_at = 0;   // element of owned.begin in masters, sums and copies
+  Sum sum = Sum::zero;
+  bool sums_in_place = false;  // gradient() gave the sum itself, and reduce() has not come yet
 };
 
 struct Scratch {  // gradients of a whole unit
@@ -52,6 +56,8 @@ struct Sharded::Impl {
   Slot* gather(int unit);
   void move(Comm& group, Slot& slot, const Unit& u, bool frozen, bool trainable);
   Tensor owned_of(const Buffer& memory, const Unit& u, Dtype dtype) const;
+  Tensor cleared_sum(Unit& u);
+  void add_up(Unit& u, Tensor gradient);
   const Buffer& compute_values() const { return compute == Dtype::f32 ? masters : copies; }
   Unit& at(int unit) {
     assert(unit >= 0 && size_t(unit) < units.size());
@@ -146,6 +152,25 @@ Tensor Sharded::Impl::owned_of(const Buffer& memory, const Unit& u, Dtype dtype)
   return {data, dtype, {int64_t(u.owned.size())}, &backend};
 }
 
+// The owner's sum; what is stale becomes zero.
+Tensor Sharded::Impl::cleared_sum(Unit& u) {
+  const Tensor sum = owned_of(sums, u, Dtype::f32);
+  if (u.sum == Sum::stale && sum.size()) backend.fill_zero(sum);
+  if (u.sum == Sum::stale) u.sum = Sum::zero;
+  return sum;
+}
+
+// The owner's sum += the gradients of all ranks. What is stale is cleared just before: it is then in the cache for the addition.
+void Sharded::Impl::add_up(Unit& u, Tensor gradient) {
+  if (comm.size() == 1) return backend.accumulate(cleared_sum(u), gradient);
+  const size_t me = size_t(comm.rank());
+  const Range mine = u.trainable_parts[me];
+  float* const sum = reinterpret_cast<float*>(sums.data()) + u.owned_at + (strategy.shard_over_world ? 0 : mine.begin);
+  if (u.sum == Sum::stale && mine.size()) backend.fill_zero({sum, Dtype::f32, {int64_t(mine.size())}, &backend});
+  comm.reduce_scatter(sum, gradient.as<float>(), u.trainable_parts);
+  if (!strategy.shard_over_world) comm.all_gather(reinterpret_cast<std::byte*>(sum - mine.begin), scaled(u.trainable_parts, sizeof(float)));
+}
+
 // On the mover's thread: memory is copied directly, because a backend serves one thread.
 void Sharded::Impl::move(Comm& group, Slot& slot, const Unit& u, bool frozen, bool trainable) {
   const auto all_gather = [&](std::byte* buffer, const std::byte* mine, const std::vector<Range>& parts) {
@@ -188,7 +213,11 @@ std::byte* Sharded::frozen_shard(int unit) {
 }
 
 Tensor Sharded::values(int unit) { return impl_->owned_of(impl_->masters, impl_->at(unit), Dtype::f32); }
-Tensor Sharded::gradients(int unit) { return impl_->owned_of(impl_->sums, impl_->at(unit), Dtype::f32); }
+Tensor Sharded::gradients(int unit) { return impl_->cleared_sum(impl_->at(unit)); }
+
+Tensor Sharded::copies(int unit) {
+  return impl_->compute == Dtype::f32 ? Tensor{} : impl_->owned_of(impl_->copies, impl_->at(unit), impl_->compute);
+}
 
 void Sharded::loaded() {
   impl_->comm.barrier();
@@ -227,43 +256,52 @@ void Sharded::release(int unit, bool) {
 }
 
 Tensor Sharded::gradient(int unit) {
-  const Unit& u = impl_->at(unit);
-  if (u.size.trainable == 0) return {nullptr, Dtype::f32, {0}, &impl_->backend};
-  Scratch& s = impl_->scratch[impl_->scratch_of[size_t(unit)]];
-  const Tensor whole{s.memory.data(), Dtype::f32, {u.size.trainable}, &impl_->backend};
+  Impl& m = *impl_;
+  Unit& u = m.at(unit);
+  if (u.size.trainable == 0) return {nullptr, Dtype::f32, {0}, &m.backend};
+  Scratch& s = m.scratch[m.scratch_of[size_t(unit)]];
+  if (m.comm.size() == 1 && s.unit != unit && u.sum != Sum::summed) {
+    u.sums_in_place = true;
+    return m.cleared_sum(u);
+  }
+  const Tensor whole{s.memory.data(), Dtype::f32, {u.size.trainable}, &m.backend};
   if (s.unit == unit) return whole;
   assert(s.unit == -1 && "the gradient of another unit was not reduced");
   s.unit = unit;
-  impl_->backend.fill_zero(whole);
+  m.backend.fill_zero(whole);
   return whole;
 }
 
 void Sharded::reduce(int unit) {
-  const Unit& u = impl_->at(unit);
+  Impl& m = *impl_;
+  Unit& u = m.at(unit);
   if (u.size.trainable == 0) return;
-  Comm& comm = impl_->comm;
-  const float* whole = gradient(unit).as<float>();
-  float* sum = reinterpret_cast<float*>(impl_->sums.data()) + u.owned_at;
-  if (impl_->strategy.shard_over_world) {
-    comm.reduce_scatter(sum, whole, u.trainable_parts);
-  } else {
-    comm.reduce_scatter(sum + u.trainable_parts[size_t(comm.rank())].begin, whole, u.trainable_parts);
-    comm.all_gather(reinterpret_cast<std::byte*>(sum), scaled(u.trainable_parts, sizeof(float)));
-  }
-  impl_->scratch[impl_->scratch_of[size_t(unit)]].unit = -1;
+  const Tensor whole = gradient(unit);
+  if (!u.sums_in_place) m.add_up(u, whole);
+  u.sum = Sum::summed;
+  u.sums_in_place = false;
+  m.scratch[m.scratch_of[size_t(unit)]].unit = -1;
 }
 
 void Sharded::zero_gradients() {
-  if (impl_->owned_total) impl_->backend.fill_zero({impl_->sums.data(), Dtype::f32, {int64_t(impl_->owned_total)}, &impl_->backend});
+  for (Unit& u : impl_->units) {
+    assert(!u.sums_in_place && "a gradient was not reduced");
+    if (u.sum == Sum::summed) u.sum = Sum::stale;
+  }
 }
 
 void Sharded::refresh() {
   Impl& m = *impl_;
   if (m.mover) m.mover->wait_all();
-  if (m.slots) m.slots->forget_trainable();
-  if (m.compute == Dtype::f32 || !m.owned_total) return;
   const Shape all{int64_t(m.owned_total)};
-  m.backend.convert({m.copies.data(), m.compute, all, &m.backend}, {m.masters.data(), Dtype::f32, all, &m.backend});
+  if (m.compute != Dtype::f32 && m.owned_total)
+    m.backend.convert({m.copies.data(), m.compute, all, &m.backend}, {m.masters.data(), Dtype::f32, all, &m.backend});
+  updated();
+}
+
+void Sharded::updated() {
+  if (impl_->mover) impl_->mover->wait_all();
+  if (impl_->slots) impl_->slots->forget_trainable();
 }
 
 bool Sharded::counts_once(int) const { return impl_->strategy.shard_over_world || impl_->comm.rank() == 0; }

@@ -4,8 +4,9 @@
 // Frozen bytes: when all ranks are on one node they live once per node in a shared window, each rank fills its part, and acquire() returns
 //   a pointer; otherwise (or when asked, for tests) every rank holds a shard and acquire() gathers into one of two buffers.
 // Trainable values: each rank owns one range of 64-element blocks (all of it under ddp). acquire() gives the whole unit in compute dtype.
-// Gradients: gradient() is a whole-unit f32 scratch the backward pass writes; reduce() adds every rank's scratch, in rank order, into the
-//   owner's sum. So a rank's memory for a unit's gradient is its shard plus one scratch.
+// Gradients: gradient() is a whole-unit f32 scratch the backward pass adds to; reduce() adds every rank's scratch, in rank order, into the
+//   owner's sum. So a rank's memory for a unit's gradient is its shard plus one scratch. One rank needs no scratch for the first gradient
+//   of a step: it is added to the sum, which is zero (0 + g is g); later ones go through the scratch, so that each is a sum of its own.
 //
 // Order per pass: prefetch(next) may be called before use; acquire -> use -> release; reduce after backward. The same order on all ranks.
 // prefetch runs on a thread of its own with its own Comm, while this thread computes. Not thread-safe otherwise.
@@ -40,6 +41,7 @@ class Sharded {
   std::byte* frozen_shard(int unit);      // where byte frozen_range().begin goes
   Range trainable_range(int unit) const;  // elements of the unit this rank owns
   Tensor values(int unit);                // owned masters, f32 (range size)
+  Tensor copies(int unit);                // the same in compute dtype; empty when that is f32. Who writes values may write these too
   Tensor gradients(int unit);             // owned gradient sums, f32 (range size); zero them between steps with zero_gradients()
   void loaded();                          // collective: fences the window, refreshes the compute copies of the masters
 
@@ -51,10 +53,11 @@ class Sharded {
   void prefetch(int unit);                // starts gathering; no effect when nothing has to move or the unit is out of range
   View acquire(int unit);                 // waits for it
   void release(int unit, bool last_use);  // forward: false; backward: true. Kept strategies hold on until the last use
-  Tensor gradient(int unit);              // whole-unit f32 scratch, zeroed at the first call after a reduce
-  void reduce(int unit);                  // gradient sums (owned) += every rank's scratch in rank order. Collective
-  void zero_gradients();
-  void refresh();  // after the optimizer step: compute copies follow the masters
+  Tensor gradient(int unit);              // whole unit, f32, to be added to; zero at the first call after a reduce
+  void reduce(int unit);                  // gradient sums (owned) += every rank's gradient in rank order. Collective
+  void zero_gradients();                  // the sums count as zero from here on; each is filled when it is next used
+  void refresh();                         // copies = values, and updated()
+  void updated();                         // after values and copies have changed: what was gathered before is stale
 
   // --- accounting ---
   bool counts_once(int unit) const;  // this rank's owned range is counted in global sums (under ddp only rank 0 counts)

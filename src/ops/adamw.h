@@ -8,7 +8,8 @@
 
 namespace tessera {
 
-void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&);
+// copy (bf16) becomes the new values rounded, unless it is empty.
+void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&);
 void square_sums(Tensor sums, Tensor x);  // sums (ceil(n/64)) f64 of blocks of 64
 // The same sums appended to a host vector; scratch holds them on the device meanwhile.
 void append_square_sums(std::vector<double>& sums, Tensor x, Arena& scratch);

@@ -58,7 +58,7 @@ TEST_F(AdamwTest, TorchGolden) {
       for (step.step = 1; step.step <= 10; ++step.step) {
         Tensor g = p;
         g.data = grads.as<float>() + (step.step - 1) * p.size();
-        adamw(p, m, v, g, step);
+        adamw(p, m, v, g, Tensor{}, step);
         for (const char* implementation : {"forloop", "fused"}) {
           const Json& recorded = row["implementations"][implementation];
           const std::string at = std::to_string(step.step);
@@ -83,9 +83,9 @@ TEST_F(AdamwTest, GradientScaleIsAFactor) {
   AdamwStep step;
   step.lr = 0.01f;
   const Tensor a = memory_.random(Dtype::f32, {n}, 2), b = memory_.random(Dtype::f32, {n}, 2);
-  adamw(b, memory_.zeros(Dtype::f32, {n}), memory_.zeros(Dtype::f32, {n}), half, step);
+  adamw(b, memory_.zeros(Dtype::f32, {n}), memory_.zeros(Dtype::f32, {n}), half, Tensor{}, step);
   step.gradient_scale = 0.5f;
-  adamw(a, memory_.zeros(Dtype::f32, {n}), memory_.zeros(Dtype::f32, {n}), gradient, step);
+  adamw(a, memory_.zeros(Dtype::f32, {n}), memory_.zeros(Dtype::f32, {n}), gradient, Tensor{}, step);
   EXPECT_EQ(to_doubles(a), to_doubles(b));
 }
 
@@ -100,11 +100,27 @@ TEST_F(AdamwTest, PlaceDoesNotChangeBits) {
     AdamwStep step;
     step.lr = 0.1f;
     step.step = 3;
-    adamw(p, m, v, g, step);
+    adamw(p, m, v, g, Tensor{}, step);
     return std::vector<float>(p.as<float>(), p.as<float>() + p.size());
   };
   const auto whole = run(0, n), piece = run(from, from + count);
   EXPECT_EQ(piece, std::vector<float>(whole.begin() + from, whole.begin() + from + count));
+}
+
+// The copy changes nothing else, and is what converting the new values gives.
+TEST_F(AdamwTest, CopyIsTheNewValuesRounded) {
+  for (const int64_t n : {1, 16, 1000, 100003}) {
+    const auto run = [&](Tensor copy) {
+      const Tensor p = memory_.random(Dtype::f32, {n}, 1), m = memory_.random(Dtype::f32, {n}, 2), v = memory_.zeros(Dtype::f32, {n});
+      AdamwStep step;
+      step.lr = 0.1f;
+      adamw(p, m, v, memory_.random(Dtype::f32, {n}, 3), copy, step);
+      return p;
+    };
+    const Tensor copy = memory_.zeros(Dtype::bf16, {n}), with = run(copy), without = run({});
+    EXPECT_EQ(to_doubles(with), to_doubles(without));
+    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(copy.as<Bf16>()[i].bits, Bf16(with.as<float>()[i]).bits) << i << " of " << n;
+  }
 }
 
 TEST_F(AdamwTest, SquareSums) {

@@ -1,6 +1,7 @@
 #include "optim/clip.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -18,17 +19,27 @@ SquareSum::Total split(Wide w) { return {int64_t(w >> 64), uint64_t(w)}; }
 // The largest block sum counts between 2^80 and 2^81: 2^46 blocks fit, and what is cut off stays far below a double's last bit.
 constexpr int bits = 80;
 
+// A finite number >= 0 in units of 2^exponent, cut off to a whole number. Its bits are a mantissa of 53 bits and a power of two.
+Wide units(double x, int exponent) {
+  const auto word = std::bit_cast<uint64_t>(x);
+  const int field = int(word >> 52), shift = std::max(field, 1) - 1075 - exponent;
+  const uint64_t mantissa = (word & ((uint64_t(1) << 52) - 1)) | uint64_t(field > 0) << 52;
+  if (shift >= 0) return Wide(mantissa) << shift;
+  return shift > -64 ? mantissa >> -shift : 0;
+}
+
 }  // namespace
 
 void SquareSum::add(Tensor x, Arena& scratch) {
   const size_t before = blocks_.size();
   append_square_sums(blocks_, x, scratch);
-  finite_ = finite_ && std::all_of(blocks_.begin() + ptrdiff_t(before), blocks_.end(), [](double sum) { return std::isfinite(sum); });
+  for (size_t i = before; i < blocks_.size(); ++i)
+    if (!(blocks_[i] <= largest_)) largest_ = std::isfinite(blocks_[i]) ? blocks_[i] : std::numeric_limits<double>::infinity();
 }
 
-double SquareSum::largest() const {
-  if (!finite_) return std::numeric_limits<double>::infinity();
-  return blocks_.empty() ? 0.0 : *std::max_element(blocks_.begin(), blocks_.end());
+void SquareSum::clear() {
+  blocks_.clear();
+  largest_ = 0;
 }
 
 int SquareSum::exponent_for(double largest_of_all) {
@@ -38,8 +49,8 @@ int SquareSum::exponent_for(double largest_of_all) {
 
 SquareSum::Total SquareSum::total(int exponent) const {
   Wide sum = 0;
-  if (finite_)
-    for (double block : blocks_) sum += Wide(std::ldexp(block, -exponent));
+  if (finite())
+    for (const double block : blocks_) sum += units(block, exponent);
   return split(sum);
 }
 

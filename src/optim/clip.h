@@ -1,6 +1,7 @@
 // Gradient norm and clip coefficient (torch.nn.utils.clip_grad_norm_). The sum of squares is exact in its order: blocks of 64 elements are
 // summed by the backend, the block sums are added as 128-bit integers of one common scale, so any cut into ranks gives the same bits.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -12,8 +13,9 @@ namespace tessera {
 // Sums of squares, ready to be added up in any order. Two passes because the common scale needs the largest block sum of all ranks.
 class SquareSum {
  public:
-  void add(Tensor x, Arena& scratch);  // x (n) f32; n a multiple of 64 except in the last call for a unit (zeros count nothing)
-  double largest() const;              // largest block sum here; infinity when one is not finite, so a maximum over ranks tells all
+  void add(Tensor x, Arena& scratch);          // x (n) f32; n a multiple of 64 except in the last call for a unit (zeros count nothing)
+  void clear();                                // as new, but the memory stays
+  double largest() const { return largest_; }  // block sum here; infinity when one is not finite, so a maximum over ranks tells all
   // The total in units of 2^exponent, as two words. exponent = from the largest of all ranks.
   struct Total {
     int64_t high = 0;
@@ -23,11 +25,11 @@ class SquareSum {
   Total total(int exponent) const;
   static Total sum(Total a, Total b);
   static double value(Total, int exponent);
-  bool finite() const { return finite_; }
+  bool finite() const { return std::isfinite(largest_); }
 
  private:
   std::vector<double> blocks_;
-  bool finite_ = true;
+  double largest_ = 0;
 };
 
 // min(1, max_norm / (norm + 1e-6)), in float as torch; 1 when max_norm <= 0 (transformers: no clipping).

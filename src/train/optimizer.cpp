@@ -14,7 +14,8 @@ namespace {
 bool decays(const std::string& name) { return !ends_with(name, ".bias") && !ends_with(name, "norm.weight"); }
 
 Tensor part_of(Tensor owned, Range mine, Range own) {
-  return Tensor{owned.as<float>() + (own.begin - mine.begin), Dtype::f32, {int64_t(own.size())}, owned.home};
+  if (owned.empty()) return owned;
+  return owned.reshaped({owned.size(), 1}).rows_from(int64_t(own.begin - mine.begin), int64_t(own.size())).reshaped({int64_t(own.size())});
 }
 
 }  // namespace
@@ -44,7 +45,8 @@ size_t Optimizer::bytes() const {
 }
 
 float Optimizer::gradient_norm(Arena& scratch) {
-  SquareSum sum;
+  SquareSum& sum = square_sum_;
+  sum.clear();
   int first_bad = -1;
   for (int unit = 0; unit < sharded_.units(); ++unit) {
     const Tensor g = sharded_.gradients(unit);
@@ -82,10 +84,10 @@ void Optimizer::step(int64_t step, double lr, float norm) {
       if (!own.size()) continue;
       s.weight_decay = options_.decay_norms_and_biases || decays(part.name) ? options_.weight_decay : 0;
       adamw(part_of(sharded_.values(unit), mine, own), part_of(exp_avg(unit), mine, own), part_of(exp_avg_sq(unit), mine, own),
-            part_of(sharded_.gradients(unit), mine, own), s);
+            part_of(sharded_.gradients(unit), mine, own), part_of(sharded_.copies(unit), mine, own), s);
     }
   }
-  sharded_.refresh();
+  sharded_.updated();
 }
 
 }  // namespace tessera

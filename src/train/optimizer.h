@@ -7,6 +7,7 @@
 #include "core/buffer.h"
 #include "fsdp/sharded.h"
 #include "models/model.h"
+#include "optim/clip.h"
 
 namespace tessera {
 
@@ -22,7 +23,7 @@ class Optimizer {
 
   // Global L2 norm of the gradient sums. Collective. Throws Error when it is not finite, naming the first unit that holds such a value.
   float gradient_norm(Arena& scratch);
-  // Clips by `norm`, updates the masters, and refreshes the compute copies. step counts from 1.
+  // Clips by `norm` and updates the masters and their compute copies in one pass. step counts from 1.
   void step(int64_t step, double lr, float norm);
 
   Tensor exp_avg(int unit) const;  // owned range, f32
@@ -35,6 +36,7 @@ class Optimizer {
   OptimizerOptions options_;
   std::vector<Buffer> memory_;  // per unit: exp_avg then exp_avg_sq
   Backend& backend_;
+  SquareSum square_sum_;  // keeps its memory from step to step
 };
 
 }  // namespace tessera

@@ -42,7 +42,7 @@ class CpuBackend final : public Backend {
   void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) override;
   void nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const float* map) override;
 
-  void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, const AdamwStep&) override;
+  void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) override;
   void square_sums(Tensor sums, Tensor x) override;
 
  private:
