@@ -1,8 +1,9 @@
 #include "core/rng.h"
 
-#include <cmath>
-#include <numbers>
+#include <algorithm>
 #include <numeric>
+
+#include "core/normal.h"
 
 namespace tessera {
 namespace {
@@ -25,31 +26,31 @@ uint32_t Rng::bits(uint64_t index) const { return words(key_, index / 4)[index %
 float Rng::uniform(uint64_t index) const { return float(bits(index) >> 8) * 0x1p-24f; }
 
 namespace {
-// Four normals from four words: two Box-Muller pairs.
-std::array<float, 4> normals(uint64_t key, uint64_t group) {
-  const Philox4 w = words(key, group, 1);
-  std::array<float, 4> out;
-  for (size_t pair = 0; pair < 4; pair += 2) {
-    const float u = (float(w[pair] >> 8) + 1) * 0x1p-24f, angle = 2 * std::numbers::pi_v<float> * (float(w[pair + 1] >> 8) * 0x1p-24f);
-    const float radius = std::sqrt(-2 * std::log(u));
-    out[pair] = radius * std::cos(angle), out[pair + 1] = radius * std::sin(angle);
-  }
-  return out;
-}
+constexpr int block = 64;  // counters at a time
 }  // namespace
 
-float Rng::normal(uint64_t index) const { return normals(key_, index / 4)[index % 4]; }
+float Rng::normal(uint64_t index) const {
+  float four[4];
+  normal_block<1>(four, key_, index / 4);
+  return four[index % 4];
+}
 
 void Rng::fill_normal(float* out, uint64_t begin, uint64_t count) const {
-  for (uint64_t i = begin; i < begin + count;) {
-    const auto group = normals(key_, i / 4);
-    for (; i < begin + count; ++i) {
-      *out++ = group[i % 4];
-      if (i % 4 == 3) {
-        ++i;
-        break;
-      }
-    }
+  float values[4 * block];
+  for (uint64_t i = begin, end = begin + count; i < end;) {
+    const uint64_t skip = i % 4, n = std::min<uint64_t>(end - i, 4 * block - skip);
+    normal_block<block>(values, key_, i / 4);
+    out = std::copy_n(values + skip, n, out);
+    i += n;
+  }
+}
+
+void Rng::fill_uniform(float* out, uint64_t begin, uint64_t count) const {
+  for (uint64_t i = begin, end = begin + count; i < end;) {
+    const uint64_t skip = i % 4, n = std::min<uint64_t>(end - i, 4 * block - skip);
+    const PhiloxBlock<block> random(key_, i / 4, 0);
+    for (uint64_t k = skip; k < skip + n; ++k) *out++ = float(random.word[k % 4][k / 4] >> 8) * 0x1p-24f;
+    i += n;
   }
 }
 

@@ -29,11 +29,12 @@ enum class Purpose : uint32_t { init = 1, dropout = 2, shuffle = 3, sample = 4 }
 class Rng {
  public:
   Rng(uint64_t seed, Purpose purpose, std::string_view name = {}, uint64_t stream = 0);
-  uint32_t bits(uint64_t index) const;                                 // 32 random bits
-  float uniform(uint64_t index) const;                                 // [0, 1), 24 bits
-  float normal(uint64_t index) const;                                  // mean 0, variance 1 (Box-Muller)
-  void fill_normal(float* out, uint64_t begin, uint64_t count) const;  // normal(begin), normal(begin + 1), ...
-  uint64_t below(uint64_t index, uint64_t n) const;                    // [0, n), bias below 2^-64 * n; REQUIRES: n > 0
+  uint32_t bits(uint64_t index) const;                                  // 32 random bits
+  float uniform(uint64_t index) const;                                  // [0, 1), 24 bits
+  float normal(uint64_t index) const;                                   // mean 0, variance 1 (Box-Muller)
+  void fill_normal(float* out, uint64_t begin, uint64_t count) const;   // normal(begin), normal(begin + 1), ...
+  void fill_uniform(float* out, uint64_t begin, uint64_t count) const;  // uniform(begin), uniform(begin + 1), ...
+  uint64_t below(uint64_t index, uint64_t n) const;                     // [0, n), bias below 2^-64 * n; REQUIRES: n > 0
   uint64_t key() const { return key_; }
 
  private:

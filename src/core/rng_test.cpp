@@ -6,6 +6,8 @@
 #include <cmath>
 #include <set>
 
+#include "core/normal.h"
+
 namespace tessera {
 namespace {
 
@@ -46,12 +48,42 @@ TEST(Rng, UniformAndNormalHaveTheirMoments) {
 // A range is the same whether it is drawn whole, in parts, or one by one.
 TEST(Rng, RangesOfNormals) {
   const Rng rng(3, Purpose::init, "range");
-  std::vector<float> whole(103), parts(103);
-  rng.fill_normal(whole.data(), 5, 103);
+  std::vector<float> whole(1003), parts(1003);
+  rng.fill_normal(whole.data(), 5, 1003);
   rng.fill_normal(parts.data(), 5, 10);
-  rng.fill_normal(parts.data() + 10, 15, 93);
+  rng.fill_normal(parts.data() + 10, 15, 993);
   EXPECT_EQ(whole, parts);
   for (size_t i = 0; i < whole.size(); ++i) EXPECT_EQ(whole[i], rng.normal(5 + i));
+}
+
+// The definition in double, from the words themselves. The tail reaches 5.77: u is at least 2^-24.
+TEST(Rng, NormalsAreBoxMullerPairs) {
+  const Rng rng(11, Purpose::init, "pairs");
+  for (uint32_t i = 0; i < 100000; i += 2) {
+    const Philox4 w = philox({i / 4, 0, 1, 0}, rng.key());
+    const double u = (double(w[i % 4] >> 8) + 1) * 0x1p-24, angle = 2 * M_PI * double(w[i % 4 + 1] >> 8) * 0x1p-24;
+    const double radius = std::sqrt(-2 * std::log(u));
+    ASSERT_NEAR(rng.normal(i), radius * std::cos(angle), 4e-7 * radius) << i;
+    ASSERT_NEAR(rng.normal(i + 1), radius * std::sin(angle), 4e-7 * radius) << i;
+  }
+}
+
+TEST(Rng, LogAndTurnAtTheEnds) {
+  EXPECT_EQ(log_of(1), 0);
+  for (const float x : {0x1p-24f, 0x1.8p-24f, 0.5f, 0.70710677f, 0.70710683f, 1 - 0x1p-24f, 1.4142135f, 1.4142137f})
+    EXPECT_NEAR(log_of(x), std::log(double(x)), 2.5e-7 * std::abs(std::log(double(x)))) << x;
+  for (uint32_t k = 0; k < 1u << 24; k += 4093) {
+    EXPECT_NEAR(turn_of(k).cosine, std::cos(2 * M_PI * k * 0x1p-24), 2e-7) << k;
+    EXPECT_NEAR(turn_of(k).sine, std::sin(2 * M_PI * k * 0x1p-24), 2e-7) << k;
+  }
+  EXPECT_EQ(turn_of(1u << 22).sine, 1);
+}
+
+TEST(Rng, RangesOfUniforms) {
+  const Rng rng(3, Purpose::init, "range");
+  std::vector<float> values(1003);
+  rng.fill_uniform(values.data(), 6, values.size());
+  for (size_t i = 0; i < values.size(); ++i) ASSERT_EQ(values[i], rng.uniform(6 + i)) << i;
 }
 
 TEST(Rng, BelowStaysBelowAndReachesAll) {

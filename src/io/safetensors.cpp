@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -224,6 +225,19 @@ int64_t StoredTensor::size() const {
   for (const int64_t size : shape) product *= size;
   return product;
 }
+
+Tensor StoredTensor::view(int64_t begin, int64_t count, Backend* home) const {
+  assert(begin >= 0 && count >= 0 && begin + count <= size());
+  if (!known_dtype || reinterpret_cast<uintptr_t>(data) % size_of(dtype) != 0) return {};
+  return {const_cast<std::byte*>(data) + size_t(begin) * size_of(dtype), dtype, {count}, home};
+}
+
+void StoredTensor::forget(int64_t begin, int64_t count) const {
+  if (!file || !known_dtype) return;
+  const size_t at = size_t(data - file->data()), width = size_of(dtype);
+  file->drop(at + size_t(begin) * width, at + size_t(begin + count) * width);
+}
+
 std::string StoredTensor::where() const { return (file ? file->path() + ": " : "") + name; }
 std::string StoredTensor::shape_text() const { return tessera::shape_text(shape); }
 

@@ -27,6 +27,10 @@ struct StoredTensor {
   int64_t size() const;            // number of elements
   std::string where() const;       // "path/model.safetensors: name", for messages
   std::string shape_text() const;  // "[8, 7]"
+  // Elements [begin, begin + count) where they lie in the mapped file; empty unless the dtype is known and they are aligned to it.
+  Tensor view(int64_t begin, int64_t count, Backend* home) const;
+  // These elements need not stay in this process's memory; they are read again when touched.
+  void forget(int64_t begin, int64_t count) const;
 };
 std::string shape_text(const std::vector<int64_t>& shape);  // "[8, 7]"
 

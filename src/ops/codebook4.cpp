@@ -39,4 +39,11 @@ void nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const f
   if (q.size()) absmax.home->nested_decode(absmax, q, scale, offset, map);
 }
 
+void nested_encode(Tensor q, Tensor scale, Tensor absmax, float offset, const float* map) {
+  assert(absmax.dtype == Dtype::f32 && q.dtype == Dtype::u8 && q.size() == absmax.size());
+  assert(scale.dtype == Dtype::f32 && scale.size() == pieces(q.size(), 256));
+  assert(map != nullptr);
+  if (q.size()) absmax.home->nested_encode(q, scale, absmax, offset, map);
+}
+
 }  // namespace tessera

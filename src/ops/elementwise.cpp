@@ -36,6 +36,11 @@ void bias_backward(Tensor dbias, Tensor dy) {
   if (dy.size()) dy.home->column_sum(dbias, dy);
 }
 
+void random_normal(Tensor out, const Rng& rng, uint64_t begin, float scale) {
+  require(computes_in(out.dtype), "random_normal", "out f32 or bf16", {out});
+  if (out.size()) out.home->random_normal(out, rng.key(), begin, scale);
+}
+
 void dropout(Tensor out, Tensor x, Tensor row_keys, uint64_t key, float p) {
   require(
       computes_in(x.dtype) && same_kind(out, x) && x.shape.rank == 3 && is_vector(row_keys, Dtype::i64, x.shape.dim[0]) && p >= 0 && p < 1,

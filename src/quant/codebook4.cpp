@@ -3,39 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
-#include <cfloat>
-#include <cmath>
 
 #include "ops/codebook4.h"
 
 namespace tessera {
 
 namespace {
-
-float flushed(float x) { return std::abs(x) < FLT_MIN ? std::copysign(0.0f, x) : x; }
-
-// The nearest entry of the dynamic map; halfway between two the even index, as the search of bitsandbytes' CUDA kernel ends. NaN: 0.
-uint8_t nearest_code(float y) {
-  static const auto middles = [] {
-    std::array<float, 255> out;
-    for (int i = 0; i < 255; ++i) out[i] = (dynamic_map()[i] + dynamic_map()[i + 1]) * 0.5f;
-    return out;
-  }();
-  int code = 0;
-  for (int step = 128; step; step /= 2) code += middles[code + step - 1] < y ? step : 0;
-  const bool halfway = code < 255 && middles[code] == y;
-  return uint8_t(code + (halfway ? code & 1 : 0));
-}
-
-// 8-bit codes of one block, by the rule of the 4-bit blocks. Returns its largest magnitude.
-float encode_block8(uint8_t* codes, const float* x, int64_t n) {
-  float absmax = -FLT_MAX;
-  for (int64_t i = 0; i < n; ++i) absmax = std::fmax(absmax, std::abs(flushed(x[i])));
-  if (n < nested_block) absmax = std::fmax(absmax, 0.0f);
-  const float inverse = flushed(1 / absmax);
-  for (int64_t i = 0; i < n; ++i) codes[i] = nearest_code(flushed(x[i]) * inverse);
-  return absmax;
-}
 
 // --- torch.sum -----------------------------------------------------------------------------------------------------------------------
 // Source: aten/src/ATen/native/cpu/SumKernel.cpp, vectorized_inner_sum, one thread: 4 interleaved rows of vectors, each row
@@ -89,16 +62,13 @@ float torch_sum(const std::vector<float>& values) {
 
 float torch_mean(const std::vector<float>& values) { return torch_sum(values) / float(values.size()); }
 
-NestedAbsmax encode_absmax(const std::vector<float>& absmax) { return encode_absmax(absmax, torch_mean(absmax)); }
+NestedAbsmax encode_absmax(const std::vector<float>& absmax, Backend* home) { return encode_absmax(absmax, torch_mean(absmax), home); }
 
-NestedAbsmax encode_absmax(const std::vector<float>& absmax, float offset) {
-  NestedAbsmax out;
-  out.offset = offset;
-  out.codes.resize(absmax.size());
-  std::vector<float> difference(absmax.size());
-  std::transform(absmax.begin(), absmax.end(), difference.begin(), [&](float a) { return a - offset; });
-  for (size_t i = 0; i < absmax.size(); i += nested_block)
-    out.nested_absmax.push_back(encode_block8(&out.codes[i], &difference[i], std::min<int64_t>(nested_block, int64_t(absmax.size() - i))));
+NestedAbsmax encode_absmax(const std::vector<float>& absmax, float offset, Backend* home) {
+  const auto n = int64_t(absmax.size()), scales = (n + nested_block - 1) / nested_block;
+  NestedAbsmax out{std::vector<uint8_t>(size_t(n)), std::vector<float>(size_t(scales)), offset};
+  nested_encode(Tensor{out.codes.data(), Dtype::u8, {n}, home}, Tensor{out.nested_absmax.data(), Dtype::f32, {scales}, home},
+                Tensor{const_cast<float*>(absmax.data()), Dtype::f32, {n}, home}, offset, dynamic_map());
   return out;
 }
 

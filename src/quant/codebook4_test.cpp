@@ -126,7 +126,7 @@ TEST_F(Codebook4Test, NestedGolden) {
   for (const Json& row : cases) {
     SCOPED_TRACE(row["name"].get<std::string>());
     const auto absmax = golden.floats(row["absmax_before_nesting"]);
-    const NestedAbsmax nested = encode_absmax(absmax);
+    const NestedAbsmax nested = encode_absmax(absmax, backend_.get());
     EXPECT_EQ(nested.offset, row["nested_offset"].get<float>());
     EXPECT_EQ(nested.codes, golden.bytes(row["q_absmax"]));
     EXPECT_EQ(differing(nested.nested_absmax, golden.floats(row["nested_absmax"])), 0);
@@ -184,7 +184,7 @@ int check_checkpoint(TestMemory& memory, const std::string& quantized_path, cons
     const auto values = dense.doubles(name);
     const Encoded encoded = encode(memory, memory.of(dtype, {int64_t(values.size())}, values), block4);
     const auto absmax = floats_of(encoded.absmax);
-    const NestedAbsmax nested = encode_absmax(absmax);
+    const NestedAbsmax nested = encode_absmax(absmax, encoded.absmax.home);
     EXPECT_EQ(bytes_of(encoded.codes), quantized.bytes(name));
     check_absmax_codes(nested, absmax, quantized.bytes(name + ".absmax"), maker);
     EXPECT_EQ(differing(nested.nested_absmax, quantized.floats(name + ".nested_absmax")), 0);
@@ -291,12 +291,47 @@ TEST(DynamicMap, Published) {
             "e732639a65f497b4ad684bb166a4467708255edd5207757de8b8f0c7e1fda89c");
 }
 
-TEST(NestedAbsmax, GivenOffsetIsKept) {
+TEST_F(Codebook4Test, GivenOffsetIsKept) {
   const std::vector<float> absmax = {0.5f, 0.25f, 0.75f};
-  const NestedAbsmax nested = encode_absmax(absmax, 0.5f);
+  const NestedAbsmax nested = encode_absmax(absmax, 0.5f, backend_.get());
   EXPECT_EQ(nested.offset, 0.5f);
   EXPECT_EQ(nested.nested_absmax, std::vector<float>{0.25f});
   EXPECT_EQ(nested.codes, (std::vector<uint8_t>{127, 0, 255}));  // 0, -0.993 and 1 of 0.25
+}
+
+// The entry nearest to y by looking at all of them; of two that are equally near, by the middle as it is rounded, the even one. NaN: 0.
+uint8_t nearest_entry(float y) {
+  const auto middle = [](int i) { return (dynamic_map()[i] + dynamic_map()[i + 1]) * 0.5f; };
+  int code = 0;
+  while (code < 255 && middle(code) < y) ++code;
+  return uint8_t(code < 255 && middle(code) == y ? code + code % 2 : code);
+}
+
+// Every middle between two entries, the floats next to it, and what is not a number: at every place of a block.
+TEST_F(Codebook4Test, NestedCodesAreTheNearestEntries) {
+  std::vector<float> values = {1, -1, 0, NAN, 1e-39f, -1e-39f, 0x1p-126f};
+  for (int i = 0; i < 255; ++i) {
+    const float middle = (dynamic_map()[i] + dynamic_map()[i + 1]) * 0.5f;
+    for (const float x : {std::nextafter(middle, -2.f), middle, std::nextafter(middle, 2.f)}) values.push_back(x);
+  }
+  for (const size_t skip : {0, 1, 7, 100}) {
+    std::vector<float> absmax(values.begin() + ptrdiff_t(skip), values.end());
+    for (size_t i = 0; i < absmax.size(); i += nested_block) absmax[i] = 1;  // the largest of each block: y is the value itself
+    const NestedAbsmax nested = encode_absmax(absmax, 0, backend_.get());
+    EXPECT_EQ(nested.nested_absmax, std::vector<float>(nested.nested_absmax.size(), 1));
+    for (size_t i = 0; i < absmax.size(); ++i) {
+      const float y = std::abs(absmax[i]) < 0x1p-126f ? 0 : absmax[i];
+      ASSERT_EQ(nested.codes[i], nearest_entry(y)) << i << " of " << absmax.size() << ": " << absmax[i];
+    }
+  }
+}
+
+TEST_F(Codebook4Test, ThreadsDoNotChangeNestedBits) {
+  const Tensor x = memory_.random(Dtype::f32, {256 * 300 + 77}, 7);
+  const auto more = make_backend("cpu", 3);
+  const NestedAbsmax two = encode_absmax(floats_of(x), backend_.get()), three = encode_absmax(floats_of(x), more.get());
+  EXPECT_EQ(two.codes, three.codes);
+  EXPECT_EQ(two.nested_absmax, three.nested_absmax);
 }
 
 }  // namespace

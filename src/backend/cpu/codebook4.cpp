@@ -1,6 +1,7 @@
 // 4-bit codes. Source of the rules: bitsandbytes' CUDA kernels (kQuantizeBlockwise, kDequantizeBlockwise): reciprocal and product in
 // float, numbers below 2^-126 count as zero, NaN never is the largest and takes code 0.
 #include <cfloat>
+#include <cmath>
 #include <cstring>
 
 #include "backend/cpu/cpu.h"
@@ -19,6 +20,7 @@ namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
 constexpr int64_t most_in_block = 4096;
+constexpr int64_t nested_block = 256;
 
 // 2N consecutive elements as float: those of even and those of odd index.
 template <class D, class V = hn::Vec<D>>
@@ -32,18 +34,6 @@ HWY_INLINE void load_pairs(D d, const Bf16* x, V& even, V& odd) {
   const auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(x));
   even = hn::BitCast(d, hn::ShiftLeft<16>(both));
   odd = hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u)));
-}
-
-// IEEE binary16 in the lower half of each lane: the exponent is moved by a product, which is exact for its denormals too.
-template <class D, class VU>
-HWY_INLINE hn::Vec<D> from_f16(D d, VU bits) {
-  const hn::RebindToUnsigned<D> du;
-  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fff)));
-  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000)));
-  const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f)));
-  const auto special = hn::Or(magnitude, hn::Set(du, 0x7f800000));
-  const auto is_finite = hn::Lt(hn::BitCast(d, magnitude), hn::BitCast(d, hn::Set(du, 0x7c00 << 13)));
-  return hn::BitCast(d, hn::Or(sign, hn::IfThenElse(hn::RebindMask(du, is_finite), finite, special)));
 }
 
 template <class D, class V = hn::Vec<D>>
@@ -207,6 +197,61 @@ void decode(Tensor out, const uint8_t* codes, const float* absmax, const float* 
   dispatch_float(out.dtype, [&]<class T>() { decode_range(out.as<T>(), codes, absmax, table, out.size(), block, begin, end); });
 }
 
+// --- 8-bit codes of the scales ---------------------------------------------------------------------------------------------------
+
+// The nearest entry of an ascending map, by the middles between entries; halfway between two the even index, as the search of
+// bitsandbytes' CUDA kernel ends. NaN: 0.
+struct Search8 {
+  HWY_ALIGN float middle[256];
+  explicit Search8(const float* map) {
+    for (int i = 0; i < 255; ++i) middle[i] = (map[i] + map[i + 1]) * 0.5f;
+    middle[255] = NAN;  // neither below nor equal to anything
+  }
+};
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> code8_of(D d, V y, const Search8& search) {
+  const hn::RebindToSigned<D> di;
+  auto code = hn::Zero(di);
+  for (int step = 128; step; step /= 2) {
+    const auto below = hn::Lt(hn::GatherIndex(d, search.middle, hn::Add(code, hn::Set(di, step - 1))), y);
+    code = hn::Add(code, hn::IfThenElseZero(hn::RebindMask(di, below), hn::Set(di, step)));
+  }
+  const auto halfway = hn::RebindMask(di, hn::Eq(hn::GatherIndex(d, search.middle, code), y));
+  return hn::Add(code, hn::And(hn::IfThenElseZero(halfway, hn::Set(di, 1)), code));
+}
+
+// Returns the scale of one block. Like a short block of 4-bit codes, a short one counts as if zeros followed.
+float nested_encode_block(uint8_t* q, const float* absmax, int64_t count, float offset, const Search8& search) {
+  const hn::ScalableTag<float> d;
+  const hn::Rebind<uint8_t, decltype(d)> d8;
+  constexpr int64_t lanes = hn::MaxLanes(d);
+  HWY_ALIGN float x[nested_block] = {};
+  uint8_t codes[nested_block];
+  for_vectors(0, count,
+              [&](auto some, int64_t i) { store(flush(some, hn::Sub(load(some, absmax + i), hn::Set(some, offset))), some, x + i); });
+  auto largest = hn::Set(d, count < nested_block ? 0.0f : -FLT_MAX);
+  for (int64_t i = 0; i < nested_block; i += lanes) {
+    const auto size = hn::Abs(hn::Load(d, x + i));
+    largest = hn::IfThenElse(hn::Gt(size, largest), size, largest);
+  }
+  const float scale = hn::GetLane(hn::MaxOfLanes(d, largest)), reciprocal = 1 / scale;
+  const auto inverse = flush(d, hn::Set(d, reciprocal));
+  for (int64_t i = 0; i < nested_block; i += lanes)
+    hn::StoreU(hn::DemoteTo(d8, code8_of(d, hn::Mul(hn::Load(d, x + i), inverse), search)), d8, codes + i);
+  std::memcpy(q, codes, size_t(count));
+  return scale;
+}
+
+void nested_encode_range(uint8_t* q, float* scale, const float* absmax, int64_t n, float offset, const float* map, int64_t begin,
+                         int64_t end) {
+  const Search8 search(map);
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t first = b * nested_block;
+    scale[b] = nested_encode_block(q + first, absmax + first, std::min(nested_block, n - first), offset, search);
+  }
+}
+
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tessera
@@ -217,6 +262,7 @@ namespace tessera {
 
 HWY_EXPORT(encode);
 HWY_EXPORT(decode);
+HWY_EXPORT(nested_encode_range);
 
 // About this many elements are one piece of parallel work.
 constexpr int64_t grain4 = 1 << 16;
@@ -239,6 +285,13 @@ void CpuBackend::nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor off
   const float shift = *offset.as<const float>();
   parallel_chunks(threads_, absmax.size(), grain4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) absmax.as<float>()[i] = map[codes[i]] * scales[i / 256] + shift;
+  });
+}
+
+void CpuBackend::nested_encode(Tensor q, Tensor scale, Tensor absmax, float offset, const float* map) {
+  parallel_chunks(threads_, scale.size(), 64, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(nested_encode_range)
+    (q.as<uint8_t>(), scale.as<float>(), absmax.as<const float>(), absmax.size(), offset, map, begin, end);
   });
 }
 

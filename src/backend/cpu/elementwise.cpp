@@ -21,15 +21,10 @@ void convert_range(To* out, const From* x, int64_t begin, int64_t end) {
   for_vectors(begin, end, [&](auto d, int64_t i) { store(load(d, x + i), d, out + i); });
 }
 
-template <class To>
-void convert_f16_range(To* out, const F16* x, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) out[i] = To(float(x[i]));
-}
-
 void convert(int threads, Tensor out, Tensor x) {
   dispatch_float(out.dtype, [&]<class To>() {
     parallel_chunks(threads, x.size(), grain, [&](int64_t begin, int64_t end) {
-      if (x.dtype == Dtype::f16) return convert_f16_range(out.as<To>(), x.as<F16>(), begin, end);
+      if (x.dtype == Dtype::f16) return convert_range(out.as<To>(), x.as<F16>(), begin, end);
       dispatch_float(x.dtype, [&]<class From>() { convert_range(out.as<To>(), x.as<From>(), begin, end); });
     });
   });

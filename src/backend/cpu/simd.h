@@ -34,6 +34,25 @@ HWY_INLINE hn::Vec<D> load(D d, const Bf16* p) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, hn::LoadU(narrow, &p->bits))));
 }
 
+// IEEE binary16 in the lower half of each lane: the exponent is moved by a product, which is exact for its denormals too.
+template <class D, class VU>
+HWY_INLINE hn::Vec<D> from_f16(D d, VU bits) {
+  const hn::RebindToUnsigned<D> du;
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fff)));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000)));
+  const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f)));
+  const auto special = hn::Or(magnitude, hn::Set(du, 0x7f800000));
+  const auto is_finite = hn::Lt(hn::BitCast(d, magnitude), hn::BitCast(d, hn::Set(du, 0x7c00 << 13)));
+  return hn::BitCast(d, hn::Or(sign, hn::IfThenElse(hn::RebindMask(du, is_finite), finite, special)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const F16* p) {
+  const hn::Rebind<uint32_t, D> wide;
+  const hn::Rebind<uint16_t, D> narrow;
+  return from_f16(d, hn::PromoteTo(wide, hn::LoadU(narrow, &p->bits)));
+}
+
 // To bf16: nearest even, NaN made quiet, as Bf16(float).
 template <class D>
 HWY_INLINE hn::Vec<hn::Rebind<uint16_t, D>> to_bf16_bits(D, hn::Vec<D> v) {
