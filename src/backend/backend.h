@@ -43,9 +43,9 @@ class Backend {
   virtual void accumulate(Tensor sum, Tensor x) = 0;     // sum (f32) += x (T)
   virtual void add_bias(Tensor y, Tensor bias) = 0;      // each row of y += bias (cols)
   virtual void column_sum(Tensor sum, Tensor x) = 0;     // sum (cols, f32) += rows of x, rows in order
-  // out = x * mask / (1 - p). Element (t, c) of batch row b is kept when word (t*C + c) of Philox(key, row_keys[b]) >= p * 2^32.
   // out (n) T, out[i] = scale * normal(begin + i) of the stream with this key (core/rng.h)
   virtual void random_normal(Tensor out, uint64_t key, uint64_t begin, float scale) = 0;
+  // out = x * mask / (1 - p). Element (t, c) of batch row b is kept when word (t*C + c) of Philox(key, row_keys[b]) >= p * 2^32.
   // x (B, T, C), row_keys (B) i64. The same call on dy is the backward pass. out may be x.
   virtual void dropout(Tensor out, Tensor x, Tensor row_keys, uint64_t key, float p) = 0;
 
@@ -82,10 +82,10 @@ class Backend {
   virtual void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) = 0;
   // absmax (n) f32 = f32(map[q] * scale[i / 256]) + offset[0]: two roundings. map: 256 f32 values (host).
   virtual void nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const float* map) = 0;
-
   // The way back: q[i] = the map's entry nearest to (absmax[i] - offset) / scale[i / 256], scale (ceil(n/256)) the largest magnitude of 256
   // differences, by the rule of codebook4_encode; halfway between two the even entry. map ascends.
   virtual void nested_encode(Tensor q, Tensor scale, Tensor absmax, float offset, const float* map) = 0;
+
   // --- optimizer (flat f32 arrays) ------------------------------------------------------------------------------------------------
   // torch.optim.AdamW: p *= 1 - lr*wd; m, v; p -= lr/bc1 * m / (sqrt(v)/sqrt(bc2) + eps), with gradient * gradient_scale.
   // Unless empty, copy (bf16) = the new values.

@@ -22,8 +22,8 @@ class CpuBackend final : public Backend {
   void accumulate(Tensor sum, Tensor x) override;
   void add_bias(Tensor y, Tensor bias) override;
   void column_sum(Tensor sum, Tensor x) override;
-  void dropout(Tensor out, Tensor x, Tensor row_keys, uint64_t key, float p) override;
   void random_normal(Tensor out, uint64_t key, uint64_t begin, float scale) override;
+  void dropout(Tensor out, Tensor x, Tensor row_keys, uint64_t key, float p) override;
 
   void embedding(Tensor out, Tensor table, Tensor ids) override;
   void embedding_backward(Tensor dtable, Tensor dout, Tensor ids) override;
@@ -42,8 +42,8 @@ class CpuBackend final : public Backend {
   void codebook4_encode(Tensor codes, Tensor absmax, Tensor x, const float* table, int64_t block) override;
   void codebook4_decode(Tensor out, Tensor codes, Tensor absmax, const float* table, int64_t block) override;
   void nested_decode(Tensor absmax, Tensor q, Tensor scale, Tensor offset, const float* map) override;
-
   void nested_encode(Tensor q, Tensor scale, Tensor absmax, float offset, const float* map) override;
+
   void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) override;
   void square_sums(Tensor sums, Tensor x) override;
 
