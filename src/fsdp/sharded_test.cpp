@@ -222,6 +222,78 @@ TEST(Sharded, GradientIsZeroedAfterReduceOnly) {
   EXPECT_EQ(sharded.gradient(6).as<float>()[0], 5.0f);
 }
 
+// One rank: the first gradient of a step is added to the sum where it stands, later ones are sums of their own; with more ranks none is.
+TEST(Sharded, OneRankAddsTheFirstGradientToItsSum) {
+  for (const int ranks : {1, 2})
+    for (const char* strategy : strategies)
+      run_local_ranks(ranks, [&](Comm& comm) {
+        const auto backend = make_backend("cpu", 1);
+        Sharded sharded(comm, *backend, find_strategy(strategy), uneven, Dtype::bf16);
+        for (int step = 0; step < 3; ++step) {
+          sharded.zero_gradients();
+          for (int micro = 0; micro < 3; ++micro)
+            for (const int u : {4, 6, 0}) {
+              const Tensor gradient = sharded.gradient(u);
+              EXPECT_EQ(gradient.data == sharded.gradients(u).data, ranks == 1 && micro == 0) << strategy << ", unit " << u;
+              for (int64_t i = 0; i < gradient.size(); ++i) ASSERT_EQ(gradient.as<float>()[i], 0) << strategy << ", unit " << u;
+              gradient.as<float>()[70 % gradient.size()] += 1;
+              sharded.reduce(u);
+            }
+        }
+        double sum = 0;
+        for (const int u : {4, 6, 0})
+          for (int64_t i = 0; sharded.counts_once(u) && i < sharded.gradients(u).size(); ++i) sum += sharded.gradients(u).as<float>()[i];
+        EXPECT_EQ(sum_of(comm, int64_t(sum)), 3 * 3 * ranks);
+      });
+}
+
+// What was summed before counts as zero, whether the sum is looked at, added to, or neither before it is cleared again.
+TEST_P(LocalRanks, ZeroedSumsAreZero) {
+  on_ranks([](Comm& comm, Backend& backend) {
+    for (const char* strategy : strategies) {
+      Sharded sharded(comm, backend, find_strategy(strategy), uneven, Dtype::f32);
+      const auto add_one = [&](int u) {
+        const Tensor gradient = sharded.gradient(u);
+        for (int64_t i = 0; i < gradient.size(); ++i) gradient.as<float>()[i] += 1;
+        sharded.reduce(u);
+      };
+      const auto expect_all = [&](int u, float value) {
+        const Tensor sum = sharded.gradients(u);
+        for (int64_t i = 0; i < sum.size(); ++i) ASSERT_EQ(sum.as<float>()[i], value) << strategy << ", unit " << u;
+      };
+      for (const int u : {0, 4, 6}) add_one(u);
+      sharded.zero_gradients();
+      expect_all(0, 0);
+      sharded.reduce(4);  // of a rank that had nothing to add
+      expect_all(4, 0);
+      sharded.zero_gradients();
+      for (const int u : {0, 4, 6}) add_one(u), add_one(u);
+      for (const int u : {0, 4, 6}) expect_all(u, float(2 * comm.size()));
+    }
+  });
+}
+
+// The owned part of what acquire gives, in the compute dtype; writing it together with the values is as good as refresh().
+TEST_P(LocalRanks, CopiesAreWhatComputeSees) {
+  on_ranks([](Comm& comm, Backend& backend) {
+    for (const char* strategy : strategies) {
+      Sharded plain(comm, backend, find_strategy(strategy), uneven, Dtype::f32);
+      EXPECT_TRUE(plain.copies(0).empty());
+      Sharded sharded(comm, backend, find_strategy(strategy), uneven, Dtype::bf16);
+      load(sharded);
+      check_pass(sharded, uneven, Dtype::bf16, 0);
+      set_values(sharded, 1);
+      for (int u = 0; u < sharded.units(); ++u) {
+        const Tensor values = sharded.values(u), copies = sharded.copies(u);
+        ASSERT_EQ(copies.size(), values.size());
+        for (int64_t i = 0; i < values.size(); ++i) copies.as<Bf16>()[i] = Bf16(values.as<float>()[i]);
+      }
+      sharded.updated();
+      check_pass(sharded, uneven, Dtype::bf16, 1);
+    }
+  });
+}
+
 // All ranks of a node together hold the frozen bytes once; gathered, each adds two buffers of the largest unit and one for the root.
 TEST(Sharded, BytesCountWhatIsHeld) {
   const std::vector<UnitSize> frozen_only = {{256 * 40, 0}, {256 * 80, 0}, {256 * 120, 0}, {256 * 60, 0, true}};

@@ -7,9 +7,12 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "core/rng.h"
 #include "core/text.h"
+#include "io/file.h"
 #include "testing/golden.h"
 #include "testing/gradients.h"
+#include "testing/test_folder.h"
 
 namespace tessera {
 namespace {
@@ -110,6 +113,82 @@ TEST(Load, QuantizedCheckpointIsThatOfBitsandbytes) {
     }
     EXPECT_EQ(compared, 2 * 7 * 4);
   }
+}
+
+// A file of one layer whose tensors begin at odd places when `shift` says so: a first tensor of one byte pushes the others.
+std::string stored_model(const TestFolder& folder, const Model& m, Dtype dtype, bool shift) {
+  std::string header = shift ? R"({"first":{"dtype":"U8","shape":[1],"data_offsets":[0,1]})" : "{", data = shift ? "x" : "";
+  const Rng rng(5, Purpose::init, "stored");
+  uint64_t next = 0;
+  const auto put = [&](const std::string& name, std::vector<int64_t> shape) {
+    const size_t begin = data.size();
+    int64_t n = 1;
+    for (const int64_t size : shape) n *= size;
+    for (int64_t i = 0; i < n; ++i) {
+      const float value = rng.normal(next++);
+      const Bf16 bf16(value);
+      const F16 f16(value);
+      data.append(dtype == Dtype::f32   ? reinterpret_cast<const char*>(&value)
+                  : dtype == Dtype::f16 ? reinterpret_cast<const char*>(&f16)
+                                        : reinterpret_cast<const char*>(&bf16),
+                  size_of(dtype));
+    }
+    header += str(header == "{" ? "" : ",", "\"", name, "\":{\"dtype\":\"", name_of(dtype), "\",\"shape\":", shape_text(shape),
+                  ",\"data_offsets\":[", begin, ",", data.size(), "]}");
+  };
+  const ModelConfig& c = m.config;
+  const std::string layer = "model.layers.0.";
+  put("model.embed_tokens.weight", {c.vocab, c.hidden});
+  for (const Linear* l :
+       {&m.layers[0].q, &m.layers[0].k, &m.layers[0].v, &m.layers[0].o, &m.layers[0].gate, &m.layers[0].up, &m.layers[0].down})
+    put(str(layer, l->name, ".weight"), {l->weight.out, l->weight.in});
+  for (const char* norm : {"model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight", "model.norm.weight"})
+    put(norm, {c.hidden});
+  header += "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const uint64_t size = header.size();
+  const std::string path = folder.path(str(name_of(dtype), shift ? "_shifted" : "", ".safetensors"));
+  write_file_atomic(path, std::string(reinterpret_cast<const char*>(&size), 8) + header + data);
+  return path;
+}
+
+// Values are used where they lie when they can be, and copied when not: the same bits, whatever the dtype of the file.
+TEST(Load, PlaceInTheFileDoesNotChangeBits) {
+  const auto backend = make_backend("cpu", 2);
+  const TestFolder folder;
+  ModelConfig config;
+  config.hidden = 64, config.layers = 1, config.heads = 4, config.kv_heads = 2, config.head_dim = 16, config.intermediate = 136,
+  config.vocab = 70;
+  config.windows = {0};
+  for (const char* format : {"nf4", "dense"})
+    for (const Dtype compute : {Dtype::bf16, Dtype::f32})
+      for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
+        ModelOptions options;
+        options.format = &find_format(format);
+        options.double_quant = true;
+        options.compute = compute;
+        Model m = make_model(config, options);
+        std::vector<Loaded> loaded;
+        for (const bool shift : {false, true})
+          for (int unit = 0; unit <= m.root_unit(); ++unit) {
+            const TensorFiles files = TensorFiles::open(stored_model(folder, m, dtype, shift));
+            WeightSource source;
+            source.base = &files;
+            const StoredTensor& embedding = files.get("model.embed_tokens.weight");
+            EXPECT_EQ(embedding.view(0, 1, nullptr).empty(), shift);
+            loaded.push_back(load_on(m, unit, source, 1, *backend));
+            if (unit < m.root_unit()) continue;
+            std::vector<float> expected(size_t(embedding.size()));
+            read_elements(Tensor{expected.data(), Dtype::f32, {embedding.size()}, nullptr}, embedding, 0, embedding.size());
+            const std::byte* at = loaded.back().frozen.data() + m.units[size_t(unit)].find("model.embed_tokens.weight").begin;
+            for (size_t i = 0; i < expected.size(); ++i)
+              ASSERT_EQ(compute == Dtype::f32 ? reinterpret_cast<const float*>(at)[i] : float(reinterpret_cast<const Bf16*>(at)[i]),
+                        compute == Dtype::f32 ? expected[i] : float(Bf16(expected[i])))
+                  << i;
+          }
+        const size_t units = loaded.size() / 2;
+        for (size_t u = 0; u < units; ++u) EXPECT_EQ(loaded[u].frozen, loaded[units + u].frozen) << format << " unit " << u;
+      }
 }
 
 TEST(Load, AdapterStartsAsPeftStartsIt) {

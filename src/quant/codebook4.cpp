@@ -72,6 +72,19 @@ NestedAbsmax encode_absmax(const std::vector<float>& absmax, float offset, Backe
   return out;
 }
 
+Codes4 codes_of(const Weight& w) {
+  const auto& store = std::get<Codebook4>(w.store);
+  Codes4 c;
+  c.rows = w.out, c.cols = w.in, c.block = block4;
+  c.table = store.format->table;
+  c.codes = store.codes.value;
+  c.absmax = store.nested ? store.absmax_codes.value : store.absmax.value;
+  if (!store.nested) return c;
+  c.map = dynamic_map();
+  c.nested_absmax = store.nested_absmax.value, c.nested_offset = store.nested_offset.value;
+  return c;
+}
+
 void decode(Tensor out, const Codebook4& w, Tensor scratch) {
   Tensor absmax = w.absmax.value;
   if (w.nested) {
