@@ -294,6 +294,20 @@ struct Heads {
   }
 };
 
+// Which keys some rows see: together any_first to any_last, each of them at least all_first to all_last.
+struct Sight {
+  int32_t any_first, any_last, all_first, all_last;
+
+  Sight() = default;
+  Sight(const int32_t* first, const int32_t* last, size_t count)
+      : any_first(*std::min_element(first, first + count)),
+        any_last(*std::max_element(last, last + count)),
+        all_first(*std::max_element(first, first + count)),
+        all_last(*std::min_element(last, last + count)) {}
+  bool any(int32_t from, int32_t to) const { return any_first <= to && any_last >= from; }
+  bool all(int32_t from, int32_t to) const { return all_first <= from && all_last >= to; }
+};
+
 constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
 // 2^x for x < 128, relative error 1.5e-7; 0 below -126.5, where the result would be subnormal; NaN for NaN.

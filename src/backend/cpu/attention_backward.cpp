@@ -1,7 +1,11 @@
-// Backward pass as in FlashAttention-2 (Dao, 2023), with keys in vector lanes: probabilities come again from lse, one square of
-// block_tokens queries by block_tokens keys at a time, and each square adds to the gradients of its queries and of its keys.
-// Squares of one diagonal share neither, so they run side by side; diagonals follow one another. That fixes the order of every sum.
+// Backward pass as in FlashAttention-2 (Dao, 2023), with keys in vector lanes: probabilities come again from lse. A strip is a run of query
+// rows of one key head: it stays in cache with its gradient and walks over the blocks of keys, adding to the gradients of these keys.
+// Strips take turns at a block of keys, last rows first: that fixes the order of every sum, however long the strips are and wherever they
+// run.
+#include <atomic>
 #include <limits>
+#include <thread>
+#include <vector>
 
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/parallel.h"
@@ -18,246 +22,296 @@ HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
-constexpr size_t block_tokens = 96, panels_of_block = block_tokens / panel_width;
-constexpr size_t row_block = 96;                  // rows of queries at a time
-constexpr size_t most_gradient_bytes = 64 << 20;  // of gradients in f32, unless one head needs more
+constexpr size_t row_block = 96, key_block = 96, panels_of_block = key_block / panel_width;
+constexpr size_t most_row_blocks = 4, most_strip_bytes = 400 << 10;  // of a strip: it leaves room in a cache of 1 MB
+constexpr size_t most_gradient_bytes = 64 << 20;                     // of gradients in f32, unless one head needs more
 
 struct Operands {
   Tensor dq, dk, dv, dout, out, lse, q, k, v;
   Heads heads;
   float scale;
   size_t stride = padded(heads.width);
-  size_t blocks = (size_t(heads.keys) + block_tokens - 1) / block_tokens;
+  size_t key_blocks = (size_t(heads.keys) + key_block - 1) / key_block;
 };
 
-// The gradients of one key head and its queries while they grow, in rows; dq and dk still lack the factor scale.
-struct Sums {
-  float *dq, *dk, *dv;
-  float* delta;  // sum of dout * out of each row
+// The gradients of the keys of one key head while they grow, in rows; dk lacks the factor scale.
+struct KeySums {
+  float *dk, *dv;
 
-  static size_t size(const Operands& o) {
-    const size_t tokens = o.blocks * block_tokens, rows = tokens * size_t(o.heads.group);
-    return (rows + 2 * tokens) * o.stride + rows;
+  static size_t size(const Operands& o) { return 2 * o.key_blocks * key_block * o.stride; }
+  KeySums(const Operands& o, float* memory) : dk(memory), dv(memory + size(o) / 2) {}
+};
+
+// Up to row_block queries, filled up with zeros to a multiple of 8.
+struct Rows {
+  size_t begin, count;
+  float *query, *dout;                    // rows
+  float *query_room, *dout_room;          // for the stacks
+  const float *query_stack, *dout_stack;  // stacked
+  float* dq;                              // rows; lacks the factor scale
+  float lse[row_block];                   // base 2
+  float delta[row_block];                 // sum of dout * out
+  int32_t first[row_block], last[row_block];
+  Sight sight;
+};
+
+struct Span {
+  size_t begin, end;
+};
+
+// How many blocks of keys a strip has behind it; the strip before it in the order of turns goes first.
+class Turns {
+ public:
+  explicit Turns(size_t strips) : passed_(strips + 1) { passed_.back() = std::numeric_limits<size_t>::max(); }
+  void wait(size_t strip, size_t key_block) const {
+    while (passed_[strip + 1].load(std::memory_order_acquire) <= key_block) std::this_thread::yield();
   }
-  Sums(const Operands& o, float* memory) {
-    const size_t tokens = o.blocks * block_tokens, rows = tokens * size_t(o.heads.group);
-    dq = memory;
-    dk = dq + rows * o.stride;
-    dv = dk + tokens * o.stride;
-    delta = dv + tokens * o.stride;
-  }
+  void pass(size_t strip, size_t key_blocks) { passed_[strip].store(key_blocks, std::memory_order_release); }
+
+ private:
+  std::vector<std::atomic<size_t>> passed_;
 };
 
 template <Lane lane>
-class Square {
+class Strip {
  public:
-  explicit Square(const Operands& operands) : o_(operands) {}
+  Strip(const Operands& operands, size_t row_blocks)
+      : o_(operands), scratch_(row_blocks * rows_size(operands) + keys_size(operands) + row_block * (2 * panel_width + ds_lanes)) {
+    for (size_t i = 0; i < row_blocks; ++i) take(blocks_[i]);
+    keys_ = scratch_.take(key_block * lead_);
+    values_ = scratch_.take(key_block * lead_);
+    key_room_ = scratch_.take(key_block * o_.stride);
+    key_panels_ = scratch_.take(key_block * lead_);
+    value_panels_ = scratch_.take(key_block * lead_);
+    p_ = scratch_.take(row_block * panel_width);
+    ds_ = scratch_.take(row_block * panel_width);
+    ds_rows_ = scratch_.take(row_block * ds_lanes);
+  }
 
-  void run(KeyHead of, const Sums& sums, size_t key_block, size_t query_block) {
+  static size_t rows_size(const Operands& o) { return row_block * (2 * row_lanes<lane>(o.heads.width) + 3 * o.stride); }
+
+  // The rows begin .. begin + count of one key head.
+  void run(KeyHead of, const KeySums& sums, size_t begin, size_t count, size_t strip, Turns& turns) {
     of_ = of;
-    first_key_ = key_block * block_tokens;
-    keys_loaded_ = false;
-    const size_t group = size_t(o_.heads.group), end = std::min((query_block + 1) * block_tokens * group, size_t(o_.heads.rows()));
-    for (size_t row = query_block * block_tokens * group; row < end; row += row_block) add_rows(sums, row, std::min(row_block, end - row));
+    size_t used = 0;
+    for (size_t at = 0; at < count; at += row_block) load_rows(blocks_[used++], begin + at, std::min(row_block, count - at));
+    const size_t end = size_t(blocks_[used - 1].sight.any_last) / key_block + 1;
+    for (size_t b = 0; b < end; ++b) {
+      bool loaded = false;
+      turns.wait(strip, b);
+      for (size_t i = used; i-- > 0;) {
+        if (!blocks_[i].sight.any(int32_t(b * key_block), int32_t((b + 1) * key_block) - 1)) continue;
+        if (!loaded) load_keys(b * key_block);
+        loaded = true;
+        add_rows(blocks_[i], sums);
+      }
+      turns.pass(strip, b + 1);
+    }
+    turns.pass(strip, o_.key_blocks);
+    for (size_t i = 0; i < used; ++i) store_rows(blocks_[i]);
   }
 
  private:
-  struct Span {
-    size_t begin, end;
-  };
+  static size_t keys_size(const Operands& o) { return key_block * (4 * row_lanes<lane>(o.heads.width) + o.stride); }
 
-  // Nothing is read of rows and keys that do not see each other.
-  void add_rows(const Sums& sums, size_t row, size_t count) {
-    look(row, count);
-    size_t first = 0, end = panels_of_block;
-    while (first < end && is_empty(seen_[first])) ++first;
-    while (first < end && is_empty(seen_[end - 1])) --end;
-    if (first == end) return;
-    if (!keys_loaded_) load_keys();
-    load_rows(sums, row, count);
-    Span rows = seen_[first];
-    for (size_t p = first; p < end; ++p) rows = {std::min(rows.begin, seen_[p].begin), std::max(rows.end, seen_[p].end)};
-    for (size_t p = first; p < end; ++p) add_panel(sums, p, rows);
-    const size_t depth = (end - first) * panel_lanes, n = rows.end - rows.begin;
-    const Block keys = {key_stack_ + first * panel_lanes * o_.stride, o_.stride};
-    const Block ds = {ds_rows_ + rows.begin * ds_lanes + first * panel_lanes, ds_lanes};
-    row_product<lane, false, Start::sum>(sums.dq + (row + rows.begin) * o_.stride, n, ds, keys, depth);
+  void take(Rows& rows) {
+    rows.query = scratch_.take(row_block * lead_);
+    rows.dout = scratch_.take(row_block * lead_);
+    rows.query_room = scratch_.take(row_block * o_.stride);
+    rows.dout_room = scratch_.take(row_block * o_.stride);
+    rows.dq = scratch_.take(row_block * o_.stride);
   }
 
-  static bool is_empty(Span s) { return s.begin >= s.end; }
-
-  // What the rows see, and which of them see each panel, to multiples of 8. Rows after the last one see nothing.
-  void look(size_t row, size_t count) {
-    rows_ = round_up(count, 8);
-    o_.heads.each_row(of_, int64_t(row), int64_t(count), [&](size_t r, QueryRow at) {
-      first_[r] = o_.heads.first_key(at);
-      last_[r] = o_.heads.last_key(at);
+  void load_rows(Rows& rows, size_t begin, size_t count) {
+    rows.begin = begin;
+    rows.count = count;
+    o_.heads.each_row(of_, int64_t(begin), int64_t(count), [&](size_t r, QueryRow row) {
+      const int64_t offset = o_.heads.query_offset(row);
+      load_row<lane>(rows.query + r * lead_, o_.q, offset, o_.heads.width);
+      load_row<lane>(rows.dout + r * lead_, o_.dout, offset, o_.heads.width);
+      rows.lse[r] = o_.lse.as<float>()[o_.heads.lse_offset(row)] * log2_e;
+      rows.delta[r] = dot(o_.dout, o_.out, offset);
+      rows.first[r] = o_.heads.first_key(row);
+      rows.last[r] = o_.heads.last_key(row);
     });
-    std::fill(first_ + count, first_ + rows_, std::numeric_limits<int32_t>::max());
-    std::fill(last_ + count, last_ + rows_, -1);
-    for (size_t p = 0; p < panels_of_block; ++p) {
-      const int32_t key = int32_t(first_key_ + p * panel_width);
-      size_t begin = 0, end = count;
-      while (begin < end && !sees(begin, key)) ++begin;
-      while (begin < end && !sees(end - 1, key)) --end;
-      seen_[p] = {begin / 8 * 8, begin < end ? round_up(end, 8) : 0};
-    }
+    rows.sight = Sight(rows.first, rows.last, count);
+    const size_t padded_count = round_up(count, 8), rest = padded_count - count;
+    std::fill_n(rows.query + count * lead_, rest * lead_, 0.0f);
+    std::fill_n(rows.dout + count * lead_, rest * lead_, 0.0f);
+    for (float* x : {rows.lse, rows.delta}) std::fill_n(x + count, rest, 0.0f);
+    for (int32_t* x : {rows.first, rows.last}) std::fill_n(x + count, rest, x[count - 1]);
+    rows.query_stack = stacked<lane>(rows.query_room, rows.query, padded_count, o_.heads.width);
+    rows.dout_stack = stacked<lane>(rows.dout_room, rows.dout, padded_count, o_.heads.width);
+    std::fill_n(rows.dq, padded_count * o_.stride, 0.0f);
   }
 
-  bool sees(size_t r, int32_t key) const { return first_[r] < key + int32_t(panel_width) && last_[r] >= key; }
-  bool sees_all(size_t r, int32_t key) const { return first_[r] <= key && last_[r] >= key + int32_t(panel_width) - 1; }
+  float dot(Tensor x, Tensor y, int64_t offset) const {
+    return dispatch_float(x.dtype, [&]<class T>() {
+      const T *a = x.as<T>() + offset, *b = y.as<T>() + offset;
+      return sum_vectors(int64_t(o_.heads.width), [&](auto d, int64_t i) { return hn::Mul(load(d, a + i), load(d, b + i)); });
+    });
+  }
 
   // Keys after the last one are zeros.
-  void load_keys() {
-    float *key_rows = query_, *value_rows = dout_;  // not in use yet
-    for (size_t j = 0; j < block_tokens; ++j) {
-      const int64_t key = int64_t(first_key_ + j);
+  void load_keys(size_t first_key) {
+    first_key_ = first_key;
+    for (size_t j = 0; j < key_block; ++j) {
+      const int64_t key = int64_t(first_key + j);
       const bool real = key < o_.heads.keys;
       const int64_t offset = real ? o_.heads.key_offset(of_, key) : 0;
-      load_row<lane>(key_rows + j * lead_, o_.k, offset, o_.heads.width, real);
-      load_row<lane>(value_rows + j * lead_, o_.v, offset, o_.heads.width, real);
+      load_row<lane>(keys_ + j * lead_, o_.k, offset, o_.heads.width, real);
+      load_row<lane>(values_ + j * lead_, o_.v, offset, o_.heads.width, real);
     }
+    for (size_t p = 0; p < key_block * lead_; p += panel_width * lead_) {
+      transpose(key_panels_ + p, panel_width, keys_ + p, lead_, panel_width, round_up(depth_, 4));
+      transpose(value_panels_ + p, panel_width, values_ + p, lead_, panel_width, round_up(depth_, 4));
+    }
+    key_stack_ = stacked<lane>(key_room_, keys_, key_block, o_.heads.width);
+  }
+
+  // Which rows see panel p, to multiples of 8.
+  Span seeing(const Rows& rows, size_t p) const {
+    const int32_t from = int32_t(first_key_ + p * panel_width), to = from + int32_t(panel_width) - 1;
+    const auto sees = [&](size_t r) { return rows.first[r] <= to && rows.last[r] >= from; };
+    Span span = {0, rows.count};
+    if (!rows.sight.any(from, to)) return {0, 0};
+    while (!sees(span.begin)) ++span.begin;
+    while (!sees(span.end - 1)) --span.end;
+    return {span.begin / 8 * 8, round_up(span.end, 8)};
+  }
+
+  void add_rows(Rows& rows, const KeySums& sums) {
+    Span seen[panels_of_block], all = {row_block, 0};
+    size_t first = panels_of_block, end = 0;
     for (size_t p = 0; p < panels_of_block; ++p) {
-      const size_t from = p * panel_width * lead_, to = p * panel_width * lead_;
-      transpose(key_panels_ + to, panel_width, key_rows + from, lead_, panel_width, round_up(depth_, 4));
-      transpose(value_panels_ + to, panel_width, value_rows + from, lead_, panel_width, round_up(depth_, 4));
+      seen[p] = seeing(rows, p);
+      if (seen[p].begin == seen[p].end) continue;
+      all = {std::min(all.begin, seen[p].begin), std::max(all.end, seen[p].end)};
+      first = std::min(first, p);
+      end = p + 1;
     }
-    if (lane == Lane::f32)
-      std::copy_n(key_rows, block_tokens * lead_, key_stack_);
+    for (size_t p = first; p < end; ++p) add_panel(rows, sums, p, seen[p], all);
+    const Block ds = {ds_row(all.begin, first), ds_lanes}, keys = {key_stack_ + first * panel_lanes * o_.stride, o_.stride};
+    row_product<lane, false, Start::sum>(rows.dq + all.begin * o_.stride, all.end - all.begin, ds, keys, (end - first) * panel_lanes);
+  }
+
+  // Adds what the rows that see panel p have to give to its keys; leaves ds of all rows in ds_rows.
+  void add_panel(const Rows& rows, const KeySums& sums, size_t p, Span seen, Span all) {
+    for (size_t r = all.begin; r < seen.begin; ++r) std::fill_n(ds_row(r, p), panel_lanes, 0.0f);
+    for (size_t r = seen.end; r < all.end; ++r) std::fill_n(ds_row(r, p), panel_lanes, 0.0f);
+    const size_t count = seen.end - seen.begin, panel = p * panel_width * lead_, key = first_key_ + p * panel_width;
+    panel_product<lane>(p_, count, {rows.query + seen.begin * lead_, lead_}, key_panels_ + panel, depth_);
+    panel_product<lane>(ds_, count, {rows.dout + seen.begin * lead_, lead_}, value_panels_ + panel, depth_);
+    if (rows.sight.all(int32_t(key), int32_t(key + panel_width) - 1))
+      differentiate<false>(rows, p, seen);
     else
-      stacked<lane>(key_stack_, key_rows, block_tokens, o_.heads.width);
-    keys_loaded_ = true;
-  }
-
-  // Rows after the last one are zeros.
-  void load_rows(const Sums& sums, size_t row, size_t count) {
-    o_.heads.each_row(of_, int64_t(row), int64_t(count), [&](size_t r, QueryRow at) {
-      lse_[r] = o_.lse.as<float>()[o_.heads.lse_offset(at)] * log2_e;
-      delta_[r] = sums.delta[row + r];
-      load_row<lane>(query_ + r * lead_, o_.q, o_.heads.query_offset(at), o_.heads.width);
-      load_row<lane>(dout_ + r * lead_, o_.dout, o_.heads.query_offset(at), o_.heads.width);
-    });
-    const size_t rest = rows_ - count;
-    std::fill_n(lse_ + count, rest, 0.0f);
-    std::fill_n(delta_ + count, rest, 0.0f);
-    std::fill_n(query_ + count * lead_, rest * lead_, 0.0f);
-    std::fill_n(dout_ + count * lead_, rest * lead_, 0.0f);
-    query_stack_ = stacked<lane>(query_room_, query_, rows_, o_.heads.width);
-    dout_stack_ = stacked<lane>(dout_room_, dout_, rows_, o_.heads.width);
-  }
-
-  // Adds panel p to the gradients of its keys and leaves ds of all `rows` in ds_rows.
-  void add_panel(const Sums& sums, size_t p, Span rows) {
-    const size_t begin = seen_[p].begin, count = seen_[p].end - begin, key = first_key_ + p * panel_width;
-    panel_product<lane>(p_, count, {query_ + begin * lead_, lead_}, key_panels_ + p * panel_width * lead_, depth_);
-    panel_product<lane>(ds_, count, {dout_ + begin * lead_, lead_}, value_panels_ + p * panel_width * lead_, depth_);
-    for (size_t r = rows.begin; r < begin; ++r) std::fill_n(ds_row(r, p), panel_lanes, 0.0f);
-    for (size_t r = 0; r < count; r += 2) differentiate_two(r, begin + r, p);
-    for (size_t r = begin + count; r < rows.end; ++r) std::fill_n(ds_row(r, p), panel_lanes, 0.0f);
-    const size_t stack = begin / per_lane<lane> * o_.stride, depth = count / per_lane<lane>;
-    row_product<lane, true, Start::sum>(sums.dv + key * o_.stride, panel_width, {p_, panel_width}, {dout_stack_ + stack, o_.stride}, depth);
-    row_product<lane, true, Start::sum>(sums.dk + key * o_.stride, panel_width, {ds_, panel_width}, {query_stack_ + stack, o_.stride},
-                                        depth);
+      differentiate<true>(rows, p, seen);
+    const size_t stack = seen.begin / per_lane<lane> * o_.stride, depth = count / per_lane<lane>;
+    const Block dout = {rows.dout_stack + stack, o_.stride}, query = {rows.query_stack + stack, o_.stride};
+    row_product<lane, true, Start::sum>(sums.dv + key * o_.stride, panel_width, {p_, panel_width}, dout, depth);
+    row_product<lane, true, Start::sum>(sums.dk + key * o_.stride, panel_width, {ds_, panel_width}, query, depth);
   }
 
   float* ds_row(size_t row, size_t p) { return ds_rows_ + row * ds_lanes + p * panel_lanes; }
 
-  // Rows r and r + 1 of the panels: p = 2^(scale * score - lse) in place of the score, ds = p * (dp - delta) in place of dp.
-  void differentiate_two(size_t r, size_t row, size_t panel) {
+  // p = 2^(scale * score - lse) in place of the score, ds = p * (dp - delta) in place of dp.
+  template <bool masked>
+  void differentiate(const Rows& rows, size_t panel, Span seen) {
+    const FloatVec scale = hn::Set(floats, o_.scale * log2_e);
     const int32_t key = int32_t(first_key_ + panel * panel_width);
-    const bool all_seen = sees_all(row, key) && sees_all(row + 1, key);
-    for (size_t c = 0; c < panel_width; c += lanes) {
-      FloatVec p[2], ds[2];
+    for (size_t r = 0; r < seen.end - seen.begin; r += 2) {
+      for (size_t c = 0; c < panel_width; c += lanes) {
+        FloatVec p[2], ds[2];
 #pragma GCC unroll 2
-      for (size_t i = 0; i < 2; ++i) {
-        const size_t at = (r + i) * panel_width + c;
-        const FloatVec score = hn::Load(floats, p_ + at), dp = hn::Load(floats, ds_ + at);
-        p[i] = exp2(hn::MulSub(score, hn::Set(floats, o_.scale * log2_e), hn::Set(floats, lse_[row + i])));
-        if (!all_seen) {
-          const IntVec here = hn::Iota(ints, key + int32_t(c));
-          const auto before = hn::Gt(hn::Set(ints, first_[row + i]), here), after = hn::Gt(here, hn::Set(ints, last_[row + i]));
-          p[i] = hn::IfThenZeroElse(hn::RebindMask(floats, hn::Or(before, after)), p[i]);
+        for (size_t i = 0; i < 2; ++i) {
+          const size_t at = (r + i) * panel_width + c, row = seen.begin + r + i;
+          p[i] = exp2(hn::MulSub(hn::Load(floats, p_ + at), scale, hn::Set(floats, rows.lse[row])));
+          if constexpr (masked) {
+            const IntVec here = hn::Iota(ints, key + int32_t(c));
+            const auto outside = hn::Or(hn::Gt(hn::Set(ints, rows.first[row]), here), hn::Gt(here, hn::Set(ints, rows.last[row])));
+            p[i] = hn::IfThenZeroElse(hn::RebindMask(floats, outside), p[i]);
+          }
+          ds[i] = hn::Mul(p[i], hn::Sub(hn::Load(floats, ds_ + at), hn::Set(floats, rows.delta[row])));
+          store_in_row<lane>(ds_row(row, panel), c, ds[i]);
         }
-        ds[i] = hn::Mul(p[i], hn::Sub(dp, hn::Set(floats, delta_[row + i])));
+        store_two<lane>(p_ + c, r / 2, p[0], p[1]);
+        store_two<lane>(ds_ + c, r / 2, ds[0], ds[1]);
       }
-      store_two<lane>(p_ + c, r / 2, p[0], p[1]);
-      store_two<lane>(ds_ + c, r / 2, ds[0], ds[1]);
-      for (size_t i = 0; i < 2; ++i) store_in_row<lane>(ds_row(row + i, panel), c, ds[i]);
     }
+  }
+
+  void store_rows(const Rows& rows) {
+    o_.heads.each_row(of_, int64_t(rows.begin), int64_t(rows.count), [&](size_t r, QueryRow row) {
+      store_row(o_.dq, o_.heads.query_offset(row), rows.dq + r * o_.stride, o_.heads.width, o_.scale);
+    });
   }
 
   static constexpr size_t panel_lanes = panel_width / per_lane<lane>, ds_lanes = panels_of_block * panel_lanes;
   const Operands& o_;
   KeyHead of_ = {};
-  size_t first_key_ = 0, rows_ = 0;
-  bool keys_loaded_ = false;
+  size_t first_key_ = 0;
   size_t depth_ = depth_lanes<lane>(o_.heads.width), lead_ = row_lanes<lane>(o_.heads.width);
-  static_assert(row_block >= block_tokens);
-  Scratch scratch_{(2 * block_tokens + 2 * row_block) * lead_ + (block_tokens + 2 * row_block) * o_.stride +
-                   row_block * (2 * panel_width + ds_lanes)};
-  float* query_ = scratch_.take(row_block * lead_);             // rows
-  float* dout_ = scratch_.take(row_block * lead_);              // rows
-  float* query_room_ = scratch_.take(row_block * o_.stride);    // for query_stack_
-  float* dout_room_ = scratch_.take(row_block * o_.stride);     // for dout_stack_
-  float* key_stack_ = scratch_.take(block_tokens * o_.stride);  // stacked
-  float* key_panels_ = scratch_.take(block_tokens * lead_);     // panels (D, keys)
-  float* value_panels_ = scratch_.take(block_tokens * lead_);   // panels
-  float* p_ = scratch_.take(row_block * panel_width);           // panel (rows, keys): scores, then probabilities
-  float* ds_ = scratch_.take(row_block * panel_width);          // panel: their gradient
-  float* ds_rows_ = scratch_.take(row_block * ds_lanes);        // rows of ds
-  const float *query_stack_ = nullptr, *dout_stack_ = nullptr;  // stacked
-  Span seen_[panels_of_block] = {};
-  float lse_[row_block], delta_[row_block];
-  int32_t first_[row_block], last_[row_block];
+  Scratch scratch_;
+  Rows blocks_[most_row_blocks];
+  float *keys_, *values_;              // rows
+  float* key_room_;                    // for the stack
+  const float* key_stack_ = nullptr;   // stacked
+  float *key_panels_, *value_panels_;  // panels (D, keys)
+  float *p_, *ds_;                     // panels (rows, keys): probabilities and gradients of the scores
+  float* ds_rows_;                     // rows of ds
 };
 
-void start_block(const Operands& o, KeyHead of, const Sums& sums, size_t block) {
-  const size_t tokens = block * block_tokens, group = size_t(o.heads.group);
-  std::fill_n(sums.dq + tokens * group * o.stride, block_tokens * group * o.stride, 0.0f);
-  std::fill_n(sums.dk + tokens * o.stride, block_tokens * o.stride, 0.0f);
-  std::fill_n(sums.dv + tokens * o.stride, block_tokens * o.stride, 0.0f);
-  const int64_t begin = int64_t(tokens * group), end = std::min<int64_t>(int64_t((tokens + block_tokens) * group), o.heads.rows());
-  dispatch_float(o.out.dtype, [&]<class T>() {
-    o.heads.each_row(of, begin, end - begin, [&](size_t r, QueryRow row) {
-      const T *out = o.out.as<T>() + o.heads.query_offset(row), *dout = o.dout.as<T>() + o.heads.query_offset(row);
-      sums.delta[size_t(begin) + r] =
-          sum_vectors(int64_t(o.heads.width), [&](auto d, int64_t i) { return hn::Mul(load(d, out + i), load(d, dout + i)); });
-    });
-  });
-}
-
-void store_block(const Operands& o, KeyHead of, const Sums& sums, size_t block) {
-  const size_t tokens = block * block_tokens, group = size_t(o.heads.group), begin = tokens * group;
-  const size_t end = std::min((tokens + block_tokens) * group, size_t(o.heads.rows()));
-  o.heads.each_row(of, int64_t(begin), int64_t(end - begin), [&](size_t r, QueryRow row) {
-    store_row(o.dq, o.heads.query_offset(row), sums.dq + (begin + r) * o.stride, o.heads.width, o.scale);
-  });
-  for (size_t key = tokens; key < std::min(tokens + block_tokens, size_t(o.heads.keys)); ++key) {
+void store_keys(const Operands& o, KeyHead of, const KeySums& sums, size_t block) {
+  const size_t end = std::min((block + 1) * key_block, size_t(o.heads.keys));
+  for (size_t key = block * key_block; key < end; ++key) {
     const int64_t offset = o.heads.key_offset(of, int64_t(key));
     store_row(o.dk, offset, sums.dk + key * o.stride, o.heads.width, o.scale);
     store_row(o.dv, offset, sums.dv + key * o.stride, o.heads.width, 1);
   }
 }
 
+// Row blocks per strip: long strips load keys seldom, but every thread should find several.
+template <Lane lane>
+size_t row_blocks_of_strip(const Operands& o, int threads, int64_t key_heads) {
+  const size_t all = size_t(key_heads) * ((size_t(o.heads.rows()) + row_block - 1) / row_block);
+  const size_t in_cache = most_strip_bytes / (sizeof(float) * Strip<lane>::rows_size(o));
+  return std::clamp<size_t>(std::min(in_cache, all / (4 * size_t(threads))), 1, most_row_blocks);
+}
+
+// The strips of `count` key heads from `first`. They are handed out in the order of turns, so whom a strip waits for is under way.
+template <Lane lane>
+void run_strips(int threads, const Operands& o, int64_t first, int64_t count, float* memory) {
+  const size_t row_blocks = row_blocks_of_strip<lane>(o, threads, count), rows = row_blocks * row_block, all = size_t(o.heads.rows());
+  const size_t heads = size_t(count), strips = (all + rows - 1) / rows;
+  std::vector<Turns> turns;
+  for (size_t i = 0; i < heads; ++i) turns.emplace_back(strips);
+  std::atomic<size_t> next = 0;
+  parallel_chunks(threads, threads, 1, [&](int64_t, int64_t) {
+    Strip<lane> worker(o, row_blocks);
+    for (size_t i; (i = next++) < heads * strips;) {
+      const size_t head = i % heads, strip = strips - 1 - i / heads, begin = strip * rows;
+      const KeySums sums(o, memory + head * KeySums::size(o));
+      worker.run(o.heads.key_head(first + int64_t(head)), sums, begin, std::min(rows, all - begin), strip, turns[head]);
+    }
+  });
+}
+
 // As many key heads at a time as most_gradient_bytes allows: they are independent, so the bits do not depend on it.
 template <Lane lane>
-void run_squares(int threads, const Operands& o, int64_t key_heads) {
-  const size_t size = round_up(Sums::size(o), 16);
+void run_key_heads(int threads, const Operands& o, int64_t key_heads) {
+  const size_t size = KeySums::size(o);
   const int64_t together = std::clamp<int64_t>(int64_t(most_gradient_bytes / sizeof(float) / size), 1, std::max<int64_t>(key_heads, 1));
   const auto memory = hwy::AllocateAligned<float>(size * size_t(together));
-  const auto sums = [&](int64_t i) { return Sums(o, memory.get() + size * size_t(i)); };
-  const int64_t blocks = int64_t(o.blocks), block = int64_t(block_tokens);
+  const int64_t blocks = int64_t(o.key_blocks);
   for (int64_t first = 0; first < key_heads; first += together) {
     const int64_t count = std::min(together, key_heads - first);
-    const auto each = [&](int64_t n, auto&& f) {  // f(key head, its sums, i) for i in [0, n)
-      parallel_chunks(threads, count * n, 1, [&](int64_t c, int64_t) { f(o.heads.key_head(first + c / n), sums(c / n), size_t(c % n)); });
-    };
-    each(blocks, [&](KeyHead of, const Sums& s, size_t b) { start_block(o, of, s, b); });
-    for (int64_t apart = 0; apart < blocks; ++apart) {
-      if (o.heads.window && (apart - 1) * block + 1 >= o.heads.window) break;
-      each(blocks - apart, [&](KeyHead of, const Sums& s, size_t b) { Square<lane>(o).run(of, s, b, b + size_t(apart)); });
-    }
-    each(blocks, [&](KeyHead of, const Sums& s, size_t b) { store_block(o, of, s, b); });
+    parallel_chunks(threads, int64_t(size) * count, int64_t(key_block * o.stride),
+                    [&](int64_t begin, int64_t end) { std::fill(memory.get() + begin, memory.get() + end, 0.0f); });
+    run_strips<lane>(threads, o, first, count, memory.get());
+    parallel_chunks(threads, count * blocks, 1, [&](int64_t i, int64_t) {
+      const KeySums sums(o, memory.get() + size * size_t(i / blocks));
+      store_keys(o, o.heads.key_head(first + i / blocks), sums, size_t(i % blocks));
+    });
   }
 }
 
@@ -265,7 +319,7 @@ void run_attention_backward(int threads, Tensor dq, Tensor dk, Tensor dv, Tensor
                             Tensor starts, AttentionShape shape) {
   const Operands operands = {dq, dk, dv, dout, out, lse, q, k, v, Heads(q, k, starts, shape), shape.scale};
   threads = worth_threads(threads, q.size() * k.shape.dim[1]);
-  dispatch_lane(q.dtype, [&]<Lane lane>() { run_squares<lane>(threads, operands, q.shape.dim[0] * operands.heads.key_heads); });
+  dispatch_lane(q.dtype, [&]<Lane lane>() { run_key_heads<lane>(threads, operands, q.shape.dim[0] * operands.heads.key_heads); });
 }
 
 }  // namespace
