@@ -169,6 +169,8 @@ void add_output_fields(FieldList& fields, TrainConfig& c) {
       .upstream("1", "10")
       .from(1);
   fields.add("eval_steps", &c.eval_steps, "optimizer steps between evaluations; 0: only at the end").from(0);
+  fields.add("profile", &c.profile,
+             "time every operation: print where a step's time goes, and write output_dir/profile.json, a trace for ui.perfetto.dev");
 }
 
 }  // namespace

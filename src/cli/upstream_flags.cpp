@@ -9,7 +9,7 @@ namespace {
 constexpr std::string_view checkpointing = "recomputing a layer has one form here";
 constexpr std::string_view loading = "every rank reads the weights piece by piece";
 constexpr std::string_view trackers = "only experiment trackers read it";
-constexpr std::string_view profiler = "only the profiler reads it";
+constexpr std::string_view profiler = "--profile true has one form: a table, and a trace in output_dir/profile.json";
 constexpr std::string_view rendezvous = "mpiexec brings the ranks together";
 constexpr std::string_view hub = "nothing is sent to the hub";
 constexpr std::string_view kernels = "operations are native; the kernel is not chosen by the user";
@@ -37,7 +37,6 @@ constexpr UpstreamFlag fsdp_qlora_flags[] = {
     {"entity", "", trackers},
     {"n_bits", "4", ""},
     {"hqq_group_size", "64", ""},
-    {"profile", "false", ""},
     {"profile_memory", "false", ""},
     {"export_memory_timeline", "false", ""},
     {"with_stack", "", profiler},

@@ -65,6 +65,7 @@ struct TrainConfig {
   std::string resume_from_checkpoint;  // folder, or "true": the newest of output_dir
   int64_t logging_steps = 1;
   int64_t eval_steps = 0;  // 0: only at the end, when eval_dataset is given
+  bool profile = false;    // output_dir/profile.json
 
   bool operator==(const TrainConfig&) const = default;
 };

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <optional>
 
+#include "backend/profiling_backend.h"
+#include "comm/profiling_comm.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
@@ -14,6 +16,7 @@
 #include "train/evaluate.h"
 #include "train/log.h"
 #include "train/output.h"
+#include "train/profile_output.h"
 
 namespace tessera {
 namespace {
@@ -95,7 +98,7 @@ void check_output_folder(const TrainConfig& c) {
 Run::Run(const TrainConfig& c, Comm& comm)
     : config_(c),
       comm_(comm),
-      backend_(make_backend(c.device, rank_threads(c.device, c.threads, comm))),
+      backend_(profiled(make_backend(c.device, rank_threads(c.device, c.threads, comm)))),
       tokenizer_(load_tokenizer(c.model)),
       model_config_(read_model_config(c.model)),
       data_(load_rows(c, c.dataset, tokenizer_, model_config_)),
@@ -134,6 +137,7 @@ std::map<std::string, std::string> Run::identity() const {
 }
 
 StepRecord Run::step(int64_t number) {
+  const ProfileStep profile(number);
   const auto start = std::chrono::steady_clock::now();
   const auto batches = loader_.next(comm_.rank(), comm_.size());
   int64_t targets = 0, inputs = 0;
@@ -149,9 +153,9 @@ StepRecord Run::step(int64_t number) {
     for (const double of_rank : gather_values(comm_, loss)) sum += of_rank;
   }
   r.loss = r.target_tokens ? sum / double(r.target_tokens) : 0;
-  r.grad_norm = optimizer_->gradient_norm(model_->arena);
+  r.grad_norm = in_phase(Phase::optimizer, [&] { return optimizer_->gradient_norm(model_->arena); });
   r.learning_rate = learning_rate(schedule_, number - 1);
-  optimizer_->step(number, r.learning_rate, float(r.grad_norm));
+  in_phase(Phase::optimizer, [&] { optimizer_->step(number, r.learning_rate, float(r.grad_norm)); });
   r.epoch = double(loader_.state().epoch) + double(loader_.state().window) / double(loader_.steps_per_epoch());
   r.seconds = seconds_since(start);
   r.tokens_per_second = double(r.tokens) / r.seconds;
@@ -226,7 +230,12 @@ void request_stop() { stop_requested = true; }
 
 TrainResult train(const TrainConfig& c, Comm& comm, const std::function<void()>& on_start) {
   set_log_rank(comm.rank(), comm.size());
-  return Run(c, comm).go(on_start);
+  if (!c.profile) return Run(c, comm).go(on_start);
+  Profile profile(comm.rank());
+  ProfilingComm profiling(comm, profile);
+  const TrainResult result = Run(c, profiling).go(on_start);
+  report_profile(profile, comm, c.output_dir);
+  return result;
 }
 
 }  // namespace tessera

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "backend/profile.h"
 #include "ops/elementwise.h"
 
 namespace tessera {
@@ -51,14 +52,14 @@ Context Pass::context(const Batch& b, bool training) {
 Tensor Pass::ids(const Batch& b) { return to_arena(arena_, Dtype::i32, {b.B, b.T}, b.ids, "ids"); }
 
 DecoderLayer& Pass::bound_layer(int l, bool gradients) {
-  const auto view = sharded_.acquire(l);
+  const auto view = in_phase(Phase::communication, [&] { return sharded_.acquire(l); });
   bind(model_, l, view.frozen, view.trainable, gradients && model_.units[size_t(l)].trainable ? sharded_.gradient(l) : Tensor{}, &backend_);
   return model_.layers[size_t(l)];
 }
 
 Root& Pass::bound_root(bool gradients) {
   const int unit = model_.root_unit();
-  const auto view = sharded_.acquire(unit);
+  const auto view = in_phase(Phase::communication, [&] { return sharded_.acquire(unit); });
   bind(model_, unit, view.frozen, view.trainable, gradients && model_.units[size_t(unit)].trainable ? sharded_.gradient(unit) : Tensor{},
        &backend_);
   return model_.root;
@@ -67,6 +68,7 @@ Root& Pass::bound_root(bool gradients) {
 // x after the last layer. `inputs` keeps each layer's input, `saved` each layer's activations; without either, two buffers alternate.
 Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<Tensor>* inputs, std::vector<DecoderSaved>* saved,
                      Watch watch, void* watch_context) {
+  const ProfileScope phase(Phase::forward);
   const int layers = int(model_.layers.size());
   root_embed(x, bound_root(false), ids(b));
   if (watch) watch(watch_context, -1, x);
@@ -97,6 +99,7 @@ Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<
 
 // dx_ holds the gradient of the last layer's output on entry, of the embedding's output on return.
 void Pass::backward(const Context& ctx, const std::vector<Tensor>& inputs, const std::vector<DecoderSaved>& saved) {
+  const ProfileScope phase(Phase::backward);
   const int layers = int(model_.layers.size());
   sharded_.prefetch(layers - 1);
   for (int l = layers - 1; l >= 0; --l) {
@@ -105,7 +108,7 @@ void Pass::backward(const Context& ctx, const std::vector<Tensor>& inputs, const
     const DecoderLayer& layer = bound_layer(l, true);
     if (saved.empty()) {
       DecoderSaved again = take_saved(layer, ctx);
-      decoder_forward(Tensor{}, layer, inputs[size_t(l)], again, ctx);
+      in_phase(Phase::recompute, [&] { decoder_forward(Tensor{}, layer, inputs[size_t(l)], again, ctx); });
       decoder_backward(dx_, layer, again, ctx);
     } else {
       decoder_backward(dx_, layer, saved[size_t(l)], ctx);
@@ -155,9 +158,9 @@ double Pass::train(const Batch& b, float scale) {
   std::vector<DecoderSaved> saved;
   const Tensor x0 = ctx.take(b.B * b.T, model_.config.hidden, "embedded ids");
   const Tensor x = forward(b, ctx, x0, &inputs, options_.gradient_checkpointing ? nullptr : &saved, nullptr, nullptr);
-  const double loss = root_loss(bound_root(true), x, b.targets, dx_, scale, ctx);
+  const double loss = in_phase(Phase::head, [&] { return root_loss(bound_root(true), x, b.targets, dx_, scale, ctx); });
   backward(ctx, inputs, saved);
-  root_embed_backward(bound_root(true), dx_, ids(b));
+  in_phase(Phase::backward, [&] { root_embed_backward(bound_root(true), dx_, ids(b)); });
   sharded_.reduce(model_.root_unit());
   sharded_.release(model_.root_unit(), true);
   return loss;
