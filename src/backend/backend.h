@@ -29,6 +29,7 @@ class Backend {
   // Zeroed, page-aligned; pages are committed when first touched. Throws Error naming `what` when the device has no room.
   virtual Buffer allocate(size_t bytes, const char* what) = 0;
   virtual size_t total_memory() const = 0;  // of the device, bytes
+  virtual size_t free_memory() const = 0;   // of it, what could be taken now
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void fill_zero(Tensor) = 0;
 

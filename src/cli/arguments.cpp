@@ -45,7 +45,7 @@ size_t count_values(const Arguments& args, size_t begin, const Field* field, con
   while (end < args.size() && !is_flag(args[end]) && !is_short_flag(args[end]) && (field || !is_among(stop_words, args[end]))) ++end;
   const size_t most = end - begin;
   if (!field || field->is_list()) return most;
-  if (field->is_bool()) return most > 0 && read_bool(args[begin]) ? 1 : 0;
+  if (field->is_bool()) return most > 0 && field->takes(args[begin]) ? 1 : 0;
   return std::min<size_t>(most, 1);
 }
 

@@ -79,7 +79,7 @@ TEST(TrainConfig, FsdpQloraColumn) {
   EXPECT_EQ(c.seed, 42u);
   EXPECT_EQ(c.precision, "bf16");
   EXPECT_TRUE(c.double_quant);
-  EXPECT_TRUE(c.gradient_checkpointing);
+  EXPECT_EQ(c.gradient_checkpointing, "auto");
   EXPECT_EQ(c.sharding_strategy, "full_shard");
   EXPECT_TRUE(c.save_model);  // unlike upstream: a run that saves nothing loses its work
   EXPECT_EQ(c.output_dir, "output");
@@ -111,7 +111,7 @@ TEST(TrainConfig, TrlColumn) {
   EXPECT_EQ(c.save_steps, 500);
   EXPECT_EQ(c.output_dir, "trainer_output");
   EXPECT_FALSE(c.double_quant);
-  EXPECT_TRUE(c.gradient_checkpointing);
+  EXPECT_EQ(c.gradient_checkpointing, "auto");
   EXPECT_TRUE(c.save_model);
 }
 
@@ -129,7 +129,7 @@ TEST(TrainConfig, SpellingsOfFsdpQlora) {
       "--dataset_samples 64 --lora_rank 8 --lora_target_modules default --log_every_n_steps 5 --sharding_strategy ddp --save_model True");
   EXPECT_EQ(c.weight_decay, 0.2);
   EXPECT_EQ(c.lr, 1e-4);
-  EXPECT_FALSE(c.gradient_checkpointing);
+  EXPECT_EQ(c.gradient_checkpointing, "false");
   EXPECT_EQ(c.context_length, 256);
   EXPECT_EQ(c.num_epochs, 2);
   EXPECT_EQ(c.train_type, "custom_lora");

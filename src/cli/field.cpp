@@ -103,6 +103,10 @@ Field& Field::or_value(double v) {
   limits_.or_value = v;
   return *this;
 }
+Field& Field::switches() {
+  switches_ = true;
+  return one_of({"true", "false"}).means("true", {"yes", "on", "y", "t", "1"}).means("false", {"no", "off", "n", "f", "0"});
+}
 Field& Field::needed() {
   needed_ = true;
   return *this;
@@ -114,6 +118,10 @@ Field& Field::sets_others() {
 
 bool Field::answers_to(std::string_view name) const {
   return name == name_ || std::find(aliases_.begin(), aliases_.end(), name) != aliases_.end();
+}
+
+bool Field::takes(std::string_view word) const {
+  return read_bool(word) || std::any_of(choices_.begin(), choices_.end(), [&](const Choice& c) { return c.spelled == lower(word); });
 }
 
 bool Field::is_not_yet(const Given& given) const {
@@ -135,7 +143,7 @@ std::string Field::allowed() const {
   for (const auto& c : choices_)
     if (c.built && c.spelled == c.means) values.push_back(c.spelled);
   for (const auto& c : choices_)
-    if (c.built && c.spelled != c.means) values.push_back(c.means.empty() ? c.spelled : str(c.spelled, " (= ", c.means, ")"));
+    if (c.built && c.spelled != c.means && !switches_) values.push_back(c.means.empty() ? c.spelled : str(c.spelled, " (= ", c.means, ")"));
   if (!or_text_.empty()) values.push_back(or_text_);
   if (!values.empty()) return join(values, ", ");
   if (is_bool()) return "true, false";
@@ -199,6 +207,7 @@ void Field::set(const Given& given) {
     **flag = *value;
     return;
   }
+  if (switches_ && given.values.empty()) return set({given.name, given.where, {"true"}});
   const std::string value = one_value(given);
   if (auto* text = std::get_if<std::string*>(&place_)) **text = chosen(given, value);
   if (auto* real = std::get_if<double*>(&place_)) **real = number(given, value, false);

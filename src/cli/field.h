@@ -54,12 +54,14 @@ class Field {
   Field& below(double);
   Field& up_to(double);
   Field& or_value(double);  // allowed beside the range
+  Field& switches();        // a text that is true, false or a value of one_of: written as a bool is
   Field& needed();          // may not stay empty
   Field& sets_others();     // a spelling that becomes another field: its own default says nothing
 
   // Stores what was given. Throws Error naming the flag as typed. A bare flag is true for a bool.
   void set(const Given&);
-  bool is_bool() const { return std::holds_alternative<bool*>(place_); }
+  bool is_bool() const { return std::holds_alternative<bool*>(place_) || switches_; }
+  bool takes(std::string_view word) const;  // of a bool: the word after the flag is its value
   bool is_list() const { return std::holds_alternative<std::vector<std::string>*>(place_); }
   std::string text() const;     // the value now, readable by set()
   std::string allowed() const;  // "fp32, bf16", "a number above 0"
@@ -91,7 +93,7 @@ class Field {
   std::vector<Choice> choices_;
   std::string or_text_;
   Limits limits_;
-  bool needed_ = false, sets_others_ = false;
+  bool needed_ = false, sets_others_ = false, switches_ = false;
 };
 
 // The fields of one command, in the order of its help. Holds pointers into the options it was made for.

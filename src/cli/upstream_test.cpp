@@ -135,7 +135,7 @@ TEST(CommandLines, OfPeftResolveAsTheLibrariesDo) {
     EXPECT_EQ(c.max_steps, training["max_steps"]);
     EXPECT_EQ(c.batch_size, training["per_device_train_batch_size"]);
     EXPECT_EQ(c.gradient_accumulation_steps, training["gradient_accumulation_steps"]);
-    EXPECT_EQ(c.gradient_checkpointing, training["gradient_checkpointing"]);
+    EXPECT_EQ(c.gradient_checkpointing, training["gradient_checkpointing"] ? "true" : "false");
     EXPECT_EQ(c.lr, training["learning_rate"]);
     EXPECT_EQ(c.weight_decay, training["weight_decay"]);
     EXPECT_EQ(c.adam_beta1, training["adam_beta1"]);

@@ -29,23 +29,33 @@ void attend(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   attention(heads(s.a, l.H, l.D, ctx), s.lse, heads(s.q, l.H, l.D, ctx), k, v, ctx.starts, l.attention);
 }
 
-void attention_half(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
+void queries_keys_values(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   rmsnorm(s.n1, s.rstd1, s.x, l.input_norm.value, l.eps);
   linear_forward(s.q, l.q, s.n1, &s.tq, ctx);
   linear_forward(s.k, l.k, s.n1, &s.tk, ctx);
   linear_forward(s.v, l.v, s.n1, &s.tv, ctx);
   rope(heads(s.q, l.H, l.D, ctx), ctx.cos, ctx.sin, ctx.positions);
   rope(heads(s.k, l.K, l.D, ctx), ctx.cos, ctx.sin, ctx.positions);
+}
+
+void attention_half(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
+  queries_keys_values(l, s, ctx);
   attend(l, s, ctx);
-  linear_forward(s.h, l.o, s.a, &s.to, ctx);
-  add(s.h, s.x, s.h);
+  linear_forward(s.h, l.o, s.a, &s.to, ctx, s.x);
+}
+
+void mlp_input(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
+  rmsnorm(s.n2, s.rstd2, s.h, l.post_norm.value, l.eps);
+  linear_forward(s.gate, l.gate, s.n2, &s.tgate, ctx);
+  linear_forward(s.up, l.up, s.n2, &s.tup, ctx);
+  swiglu(s.s, s.gate, s.up);
 }
 
 // dh arrives in dx and is overwritten by the gradient of x.
 void attention_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {
   const ArenaScope scope(ctx.arena);
   const Tensor da = ctx.take(ctx.rows(), l.H * l.D, "attention gradient");
-  linear_backward(da, false, l.o, dx, s.a, s.to, ctx);
+  linear_backward(da, false, {{l.o, dx, s.to}}, s.a, ctx);
   const Tensor dq = ctx.take(ctx.rows(), l.H * l.D, "query gradient"), dk = ctx.take(ctx.rows(), l.K * l.D, "key gradient"),
                dv = ctx.take(ctx.rows(), l.K * l.D, "value gradient");
   const auto q = [&](Tensor t) { return heads(t, l.H, l.D, ctx); };
@@ -54,34 +64,37 @@ void attention_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSave
   rope_backward(q(dq), ctx.cos, ctx.sin, ctx.positions);
   rope_backward(k(dk), ctx.cos, ctx.sin, ctx.positions);
   const Tensor dn = ctx.take(ctx.rows(), l.C, "norm gradient");
-  linear_backward(dn, false, l.q, dq, s.n1, s.tq, ctx);
-  linear_backward(dn, true, l.k, dk, s.n1, s.tk, ctx);
-  linear_backward(dn, true, l.v, dv, s.n1, s.tv, ctx);
+  linear_backward(dn, false, {{l.q, dq, s.tq}, {l.k, dk, s.tk}, {l.v, dv, s.tv}}, s.n1, ctx);
   rmsnorm_backward(dx, l.input_norm.grad, dn, s.x, l.input_norm.value, s.rstd1, true);
 }
 
 void mlp_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {
   const ArenaScope scope(ctx.arena);
   const Tensor ds = ctx.take(ctx.rows(), l.F, "mlp gradient");
-  linear_backward(ds, false, l.down, dx, s.s, s.tdown, ctx);
+  linear_backward(ds, false, {{l.down, dx, s.tdown}}, s.s, ctx);
   const Tensor dgate = ctx.take(ctx.rows(), l.F, "gate gradient"), dup = ctx.take(ctx.rows(), l.F, "up gradient");
   swiglu_backward(dgate, dup, ds, s.gate, s.up);
   const Tensor dn = ctx.take(ctx.rows(), l.C, "norm gradient");
-  linear_backward(dn, false, l.gate, dgate, s.n2, s.tgate, ctx);
-  linear_backward(dn, true, l.up, dup, s.n2, s.tup, ctx);
+  linear_backward(dn, false, {{l.gate, dgate, s.tgate}, {l.up, dup, s.tup}}, s.n2, ctx);
   rmsnorm_backward(dx, l.post_norm.grad, dn, s.h, l.post_norm.value, s.rstd2, true);
 }
 
 }  // namespace
 
-DecoderSaved take_saved(const DecoderLayer& l, const Context& ctx) {
+DecoderKept take_kept(const DecoderLayer& l, Tensor x, const Context& ctx) {
+  const int64_t n = ctx.rows();
+  return {x, ctx.take(n, l.H * l.D, "attention output"), ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums"),
+          ctx.take(n, l.C, "residual")};
+}
+
+DecoderSaved take_saved(const DecoderLayer& l, const DecoderKept& kept, const Context& ctx) {
   DecoderSaved s;
   const int64_t n = ctx.rows();
   const auto rstd = [&] { return ctx.arena.take(Dtype::f32, {n}, "norm scales"); };
+  const DecoderKept k = kept.a.empty() ? take_kept(l, kept.x, ctx) : kept;
+  s.x = k.x, s.a = k.a, s.lse = k.lse, s.h = k.h;
   s.n1 = ctx.take(n, l.C, "attention input"), s.rstd1 = rstd();
   s.q = ctx.take(n, l.H * l.D, "queries"), s.k = ctx.take(n, l.K * l.D, "keys"), s.v = ctx.take(n, l.K * l.D, "values");
-  s.a = ctx.take(n, l.H * l.D, "attention output"), s.lse = ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums");
-  s.h = ctx.take(n, l.C, "residual");
   s.n2 = ctx.take(n, l.C, "mlp input"), s.rstd2 = rstd();
   s.gate = ctx.take(n, l.F, "gate"), s.up = ctx.take(n, l.F, "up"), s.s = ctx.take(n, l.F, "swiglu");
   s.tq = take_saved(l.q, n, ctx), s.tk = take_saved(l.k, n, ctx), s.tv = take_saved(l.v, n, ctx), s.to = take_saved(l.o, n, ctx);
@@ -89,19 +102,21 @@ DecoderSaved take_saved(const DecoderLayer& l, const Context& ctx) {
   return s;
 }
 
-void decoder_forward(Tensor y, const DecoderLayer& l, Tensor x, DecoderSaved& s, const Context& ctx) {
-  s.x = x;
+void decoder_forward(Tensor y, const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   attention_half(l, s, ctx);
-  rmsnorm(s.n2, s.rstd2, s.h, l.post_norm.value, l.eps);
-  linear_forward(s.gate, l.gate, s.n2, &s.tgate, ctx);
-  linear_forward(s.up, l.up, s.n2, &s.tup, ctx);
-  swiglu(s.s, s.gate, s.up);
-  if (y.empty()) {
-    linear_forward_adapter(l.down, s.s, s.tdown, ctx);
-    return;
+  mlp_input(l, s, ctx);
+  linear_forward(y, l.down, s.s, &s.tdown, ctx, s.h);
+}
+
+void decoder_recompute(const DecoderLayer& l, DecoderSaved& s, bool attention_kept, const Context& ctx) {
+  if (attention_kept) {
+    queries_keys_values(l, s, ctx);
+    linear_forward_adapter(l.o, s.a, s.to, ctx);
+  } else {
+    attention_half(l, s, ctx);
   }
-  linear_forward(y, l.down, s.s, &s.tdown, ctx);
-  add(y, s.h, y);
+  mlp_input(l, s, ctx);
+  linear_forward_adapter(l.down, s.s, s.tdown, ctx);
 }
 
 void decoder_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {

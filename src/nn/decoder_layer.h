@@ -16,7 +16,13 @@ struct DecoderLayer {
   Linear gate, up, down;        // (F, C), (F, C), (C, F)
 };
 
-// What backward needs. x is kept by the caller and set before backward.
+// What stays from forward to a recompute. With the last three, attention and o_proj are not formed again.
+struct DecoderKept {
+  Tensor x;          // (rows, C)
+  Tensor a, lse, h;  // as in DecoderSaved, or empty
+};
+
+// What backward needs.
 struct DecoderSaved {
   Tensor x;            // (rows, C)
   Tensor n1, rstd1;    // norm(x)
@@ -28,10 +34,16 @@ struct DecoderSaved {
   LinearSaved tq, tk, tv, to, tgate, tup, tdown;
 };
 
-DecoderSaved take_saved(const DecoderLayer&, const Context&);
+// Room in the arena for a, lse and h.
+DecoderKept take_kept(const DecoderLayer&, Tensor x, const Context&);
+// Room for the rest of what backward needs.
+DecoderSaved take_saved(const DecoderLayer&, const DecoderKept&, const Context&);
 
-// y (rows, C) from x; saved is filled. y may be empty: a recompute for backward, which stops before down_proj.
-void decoder_forward(Tensor y, const DecoderLayer&, Tensor x, DecoderSaved& saved, const Context&);
+// y (rows, C) from saved.x; saved is filled.
+void decoder_forward(Tensor y, const DecoderLayer&, DecoderSaved& saved, const Context&);
+// Fills saved from what was kept: all that backward needs, and not the output of down_proj, which it does not. attention_kept: a, lse and h
+// are those of the forward pass.
+void decoder_recompute(const DecoderLayer&, DecoderSaved& saved, bool attention_kept, const Context&);
 // dx holds dy on entry and the gradient of x on return (the residual stream).
 void decoder_backward(Tensor dx, const DecoderLayer&, const DecoderSaved& saved, const Context&);
 

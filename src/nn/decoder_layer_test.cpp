@@ -36,7 +36,7 @@ TEST_P(LayerGradients, MatchFiniteDifferences) {
   DecoderLayer l = tiny_layer(t, c.trains, c.bias, c.rank, c.window);
   const Tensor x = t.memory.random(Dtype::f32, {14, 16}, 3), y = t.memory.zeros(Dtype::f32, {14, 16}),
                dx = t.memory.zeros(Dtype::f32, {14, 16});
-  DecoderSaved saved = take_saved(l, ctx);
+  DecoderSaved saved = take_saved(l, {x, {}, {}, {}}, ctx);
   const Trainable trainable(l);
   GradientCheck check;
   check.inputs = trainable.values, check.gradients = trainable.gradients;
@@ -44,7 +44,7 @@ TEST_P(LayerGradients, MatchFiniteDifferences) {
   check.out = y;
   check.h = 5e-3f;
   check.tolerance = 4e-3;
-  check.forward = [&] { decoder_forward(y, l, x, saved, ctx); };
+  check.forward = [&] { decoder_forward(y, l, saved, ctx); };
   check.backward = [&](Tensor dy) {
     trainable.zero();
     convert(dx, dy);
@@ -64,12 +64,18 @@ TEST(DecoderLayer, RecomputeEqualsForward) {
   const Context ctx = t.context(2, 5, 6);
   const DecoderLayer l = tiny_layer(t, false, false, 2, 0);
   const Tensor x = t.memory.random(Dtype::f32, {10, 16}, 3), y = t.memory.zeros(Dtype::f32, {10, 16});
-  DecoderSaved forward = take_saved(l, ctx), again = take_saved(l, ctx);
-  decoder_forward(y, l, x, forward, ctx);
-  decoder_forward(Tensor{}, l, x, again, ctx);
-  for (const auto member : {&DecoderSaved::q, &DecoderSaved::a, &DecoderSaved::lse, &DecoderSaved::h, &DecoderSaved::s})
-    EXPECT_EQ(to_doubles(forward.*member), to_doubles(again.*member));
-  EXPECT_EQ(to_doubles(forward.tdown.t), to_doubles(again.tdown.t));
+  DecoderSaved forward = take_saved(l, {x, {}, {}, {}}, ctx), again = take_saved(l, {x, {}, {}, {}}, ctx);
+  decoder_forward(y, l, forward, ctx);
+  decoder_recompute(l, again, false, ctx);
+  DecoderSaved from_attention = take_saved(l, {x, forward.a, forward.lse, forward.h}, ctx);
+  decoder_recompute(l, from_attention, true, ctx);
+  for (const DecoderSaved& s : {again, from_attention}) {
+    for (const auto member : {&DecoderSaved::n1, &DecoderSaved::q, &DecoderSaved::k, &DecoderSaved::v, &DecoderSaved::a, &DecoderSaved::lse,
+                              &DecoderSaved::h, &DecoderSaved::n2, &DecoderSaved::gate, &DecoderSaved::up, &DecoderSaved::s})
+      EXPECT_EQ(to_doubles(forward.*member), to_doubles(s.*member));
+    for (const auto member : {&DecoderSaved::tq, &DecoderSaved::to, &DecoderSaved::tup, &DecoderSaved::tdown})
+      EXPECT_EQ(to_doubles((forward.*member).t), to_doubles((s.*member).t));
+  }
 }
 
 // Tokens through the cache, one call or several, give what one call over all of them gives.
@@ -79,16 +85,16 @@ TEST(DecoderLayer, CacheEqualsWholeRow) {
   Context whole = t.context(1, 9, 6);
   const Tensor x = t.memory.random(Dtype::f32, {9, 16}, 3), y = t.memory.zeros(Dtype::f32, {9, 16}),
                part = t.memory.zeros(Dtype::f32, {9, 16});
-  DecoderSaved saved = take_saved(l, whole);
-  decoder_forward(y, l, x, saved, whole);
+  DecoderSaved saved = take_saved(l, {x, {}, {}, {}}, whole);
+  decoder_forward(y, l, saved, whole);
   KvCache cache{t.memory.zeros(Dtype::f32, {1, 9, 2, 6}), t.memory.zeros(Dtype::f32, {1, 9, 2, 6}), 0};
   for (const int64_t count : {5, 1, 3}) {
     Context ctx = t.context(1, count, 6);
     ctx.cos = whole.cos, ctx.sin = whole.sin;
     for (int64_t i = 0; i < count; ++i) ctx.positions.as<int32_t>()[i] = int32_t(cache.length + i);
     ctx.cache = &cache;
-    DecoderSaved s = take_saved(l, ctx);
-    decoder_forward(part.rows_from(cache.length, count), l, x.rows_from(cache.length, count), s, ctx);
+    DecoderSaved s = take_saved(l, {x.rows_from(cache.length, count), {}, {}, {}}, ctx);
+    decoder_forward(part.rows_from(cache.length, count), l, s, ctx);
     cache.length += count;
   }
   expect_close(part, to_doubles(y), 1e-6, "through the cache");

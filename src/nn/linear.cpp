@@ -8,16 +8,12 @@
 namespace tessera {
 namespace {
 
-// The dense matrix (out, in) in compute dtype: the stored one, or one decoded into the arena (the caller rewinds).
-Tensor dense_weight(const Weight& w, const Context& ctx) {
+Factor factor(const Weight& w) {
   if (const auto* dense = std::get_if<Dense>(&w.store)) return dense->weight.value;
-  const auto& codes = std::get<Codebook4>(w.store);
-  const Tensor out = ctx.arena.take(ctx.dtype, {w.out, w.in}, "decoded weight");
-  decode(out, codes, ctx.arena.take(Dtype::f32, {(w.out * w.in + block4 - 1) / block4}, "decoded scales"));
-  return out;
+  return codes_of(w);
 }
 
-bool drops(const Linear& l, const Context& ctx) { return ctx.training && l.adapter->dropout > 0; }
+bool drops(const Linear& l, const Context& ctx) { return l.adapter && ctx.training && l.adapter->dropout > 0; }
 
 void apply_dropout(Tensor out, const Linear& l, Tensor x, const Context& ctx) {
   const uint64_t key = Rng(ctx.seed, Purpose::dropout, l.name, uint64_t(l.layer)).key();
@@ -33,19 +29,22 @@ Tensor adapter_input(const Linear& l, Tensor x, const Context& ctx) {
   return dropped;
 }
 
-void adapter_backward(Tensor dx, const Linear& l, Tensor dy, Tensor x, Tensor t, const Context& ctx) {
-  const Adapter& adapter = *l.adapter;
-  const Tensor dt = ctx.take(dy.rows(), t.cols(), "adapter gradient");
-  gemm(dt, dy, Trans::no, adapter.b.value, Trans::no, adapter.scale);
-  gemm(adapter.b.grad, dy, Trans::yes, t, Trans::no, adapter.scale, true);
-  gemm(adapter.a.grad, dt, Trans::yes, adapter_input(l, x, ctx), Trans::no, 1, true);
-  if (dx.empty()) return;
-  if (!drops(l, ctx)) {
-    gemm(dx, dt, Trans::no, adapter.a.value, Trans::no, 1, true);
-    return;
-  }
+// Gradients of A and B; returns dt (rows, r), the gradient of dropout(x) A^T.
+Tensor adapter_backward(const LinearGradient& g, Tensor x, const Context& ctx) {
+  const Adapter& adapter = *g.layer.adapter;
+  const Tensor dt = ctx.take(g.dy.rows(), g.saved.t.cols(), "adapter gradient");
+  gemm(dt, g.dy, Trans::no, adapter.b.value, Trans::no, adapter.scale);
+  gemm(adapter.b.grad, g.dy, Trans::yes, g.saved.t, Trans::no, 1, true);
+  const ArenaScope scope(ctx.arena);
+  gemm(adapter.a.grad, dt, Trans::yes, adapter_input(g.layer, x, ctx), Trans::no, 1, true);
+  return dt;
+}
+
+// dx += dropout(dt A): a mask of its own keeps this branch out of the sum of products.
+void add_dropped_branch(Tensor dx, const Linear& l, Tensor dt, const Context& ctx) {
+  const ArenaScope scope(ctx.arena);
   const Tensor branch = ctx.take(dx.rows(), dx.cols(), "adapter input gradient");
-  gemm(branch, dt, Trans::no, adapter.a.value, Trans::no);
+  gemm(branch, dt, Trans::no, l.adapter->a.value, Trans::no);
   apply_dropout(branch, l, branch, ctx);
   add(dx, dx, branch);
 }
@@ -60,29 +59,44 @@ LinearSaved take_saved(const Linear& l, int64_t rows, const Context& ctx) {
 void linear_forward_adapter(const Linear& l, Tensor x, LinearSaved& saved, const Context& ctx) {
   if (!l.adapter) return;
   const ArenaScope scope(ctx.arena);
-  gemm(saved.t, adapter_input(l, x, ctx), Trans::no, l.adapter->a.value, Trans::yes);
+  gemm(saved.t, adapter_input(l, x, ctx), Trans::no, l.adapter->a.value, Trans::yes, l.adapter->scale);
 }
 
-void linear_forward(Tensor y, const Linear& l, Tensor x, LinearSaved* saved, const Context& ctx) {
+void linear_forward(Tensor y, const Linear& l, Tensor x, LinearSaved* saved, const Context& ctx, Tensor addend) {
   const ArenaScope scope(ctx.arena);
-  gemm(y, x, Trans::no, dense_weight(l.weight, ctx), Trans::yes);
-  if (l.bias) add_bias(y, l.bias->value);
-  if (!l.adapter) return;
-  LinearSaved mine = saved ? *saved : take_saved(l, x.rows(), ctx);
-  linear_forward_adapter(l, x, mine, ctx);
-  gemm(y, mine.t, Trans::no, l.adapter->b.value, Trans::yes, l.adapter->scale, true);
-}
-
-void linear_backward(Tensor dx, bool dx_accumulates, const Linear& l, Tensor dy, Tensor x, const LinearSaved& saved, const Context& ctx) {
-  const ArenaScope scope(ctx.arena);
-  if (!dx.empty()) {
-    const ArenaScope weight_scope(ctx.arena);
-    gemm(dx, dy, Trans::no, dense_weight(l.weight, ctx), Trans::no, 1, dx_accumulates);
+  Product p;
+  p.c = y, p.transpose_b = true, p.addend = addend;
+  p.add(x, factor(l.weight));
+  if (l.bias) p.bias = l.bias->value;
+  if (l.adapter) {
+    LinearSaved mine = saved ? *saved : take_saved(l, x.rows(), ctx);
+    linear_forward_adapter(l, x, mine, ctx);
+    p.add(mine.t, l.adapter->b.value);
   }
-  if (const auto* dense = std::get_if<Dense>(&l.weight.store); dense && dense->weight.trains)
-    gemm(dense->weight.grad, dy, Trans::yes, x, Trans::no, 1, true);
-  if (l.bias && l.bias->trains) bias_backward(l.bias->grad, dy);
-  if (l.adapter) adapter_backward(dx, l, dy, x, saved.t, ctx);
+  gemm(p);
+}
+
+void linear_backward(Tensor dx, bool dx_accumulates, std::initializer_list<LinearGradient> gradients, Tensor x, const Context& ctx) {
+  const ArenaScope scope(ctx.arena);
+  Product p;
+  p.c = dx, p.accumulate = dx_accumulates;
+  Tensor dropped[4];
+  int i = 0;
+  for (const LinearGradient& g : gradients) {
+    const Linear& l = g.layer;
+    p.add(g.dy, factor(l.weight));
+    if (const auto* dense = std::get_if<Dense>(&l.weight.store); dense && dense->weight.trains)
+      gemm(dense->weight.grad, g.dy, Trans::yes, x, Trans::no, 1, true);
+    if (l.bias && l.bias->trains) bias_backward(l.bias->grad, g.dy);
+    const Tensor dt = l.adapter ? adapter_backward(g, x, ctx) : Tensor{};
+    if (l.adapter && !drops(l, ctx)) p.add(dt, l.adapter->a.value);
+    dropped[i++] = drops(l, ctx) ? dt : Tensor{};
+  }
+  if (dx.empty()) return;
+  gemm(p);
+  i = 0;
+  for (const LinearGradient& g : gradients)
+    if (const Tensor dt = dropped[i++]; !dt.empty()) add_dropped_branch(dx, g.layer, dt, ctx);
 }
 
 }  // namespace tessera

@@ -1,6 +1,7 @@
 // Linear: a stored matrix, perhaps a bias, perhaps an adapter. Storage and adapter are independent of each other.
 //   y = x W^T + bias + scale * (dropout(x) A^T) B^T      LoRA: Hu et al., 2021; scale = alpha / r (or alpha / sqrt(r))
 #pragma once
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -25,15 +26,23 @@ struct Linear {
 };
 
 struct LinearSaved {
-  Tensor t;  // (rows, r) = dropout(x) A^T; empty without adapter
+  Tensor t;  // (rows, r) = scale * dropout(x) A^T; empty without adapter
 };
 
-// y (rows, out) = linear(x (rows, in)). saved may be null (nothing is kept).
-void linear_forward(Tensor y, const Linear&, Tensor x, LinearSaved* saved, const Context&);
+// y (rows, out) = linear(x (rows, in)) [+ addend (rows, out)]. saved may be null (nothing is kept).
+void linear_forward(Tensor y, const Linear&, Tensor x, LinearSaved* saved, const Context&, Tensor addend = {});
 // Only saved->t, for a recompute that does not need y.
 void linear_forward_adapter(const Linear&, Tensor x, LinearSaved& saved, const Context&);
-// dx = (+= when dx_accumulates) the gradient of x, unless empty; gradients of A, B, bias and a training W accumulate.
-void linear_backward(Tensor dx, bool dx_accumulates, const Linear&, Tensor dy, Tensor x, const LinearSaved& saved, const Context&);
+
+// A linear layer seen from behind.
+struct LinearGradient {
+  const Linear& layer;
+  Tensor dy;
+  const LinearSaved& saved;
+};
+// dx = (+= when dx_accumulates) the gradient of the x that all of these (at most 4) read, unless empty; gradients of A, B, bias and a
+// training W accumulate.
+void linear_backward(Tensor dx, bool dx_accumulates, std::initializer_list<LinearGradient>, Tensor x, const Context&);
 
 // Room for LinearSaved in the arena.
 LinearSaved take_saved(const Linear&, int64_t rows, const Context&);

@@ -35,7 +35,7 @@ TEST_P(LinearGradients, MatchFiniteDifferences) {
   check.forward = [&] { linear_forward(y, l, x, &saved, ctx); };
   check.backward = [&](Tensor dy) {
     trainable.zero();
-    linear_backward(dx, false, l, dy, x, saved, ctx);
+    linear_backward(dx, false, {{l, dy, saved}}, x, ctx);
   };
   expect_gradients(check, t.memory);
 }
@@ -55,18 +55,18 @@ TEST(Linear, GradientsOfParametersAccumulateAndThatOfXOverwrites) {
                dy = t.memory.random(Dtype::f32, {4, 5}, 3), dx = t.memory.random(Dtype::f32, {4, 6}, 4);
   LinearSaved saved = take_saved(l, 4, ctx);
   linear_forward(y, l, x, &saved, ctx);
-  linear_backward(dx, false, l, dy, x, saved, ctx);
+  linear_backward(dx, false, {{l, dy, saved}}, x, ctx);
   Trainable trainable(l);
   std::vector<std::vector<double>> once;
   for (const Tensor& g : trainable.gradients) once.push_back(to_doubles(g));
   const auto dx_once = to_doubles(dx);
-  linear_backward(dx, false, l, dy, x, saved, ctx);
+  linear_backward(dx, false, {{l, dy, saved}}, x, ctx);
   EXPECT_EQ(to_doubles(dx), dx_once);
   for (size_t i = 0; i < once.size(); ++i) {
     for (double& v : once[i]) v *= 2;
     expect_close(trainable.gradients[i], once[i], 1e-6, "accumulated");
   }
-  linear_backward(dx, true, l, dy, x, saved, ctx);
+  linear_backward(dx, true, {{l, dy, saved}}, x, ctx);
   std::vector<double> twice = dx_once;
   for (double& v : twice) v *= 2;
   expect_close(dx, twice, 1e-6, "dx_accumulates");
@@ -93,7 +93,7 @@ TEST(Linear, Nf4BaseIsItsDecodedMatrix) {
                  dx = t.memory.zeros(Dtype::f32, {3, 64});
     decode(w, codes, t.memory.zeros(Dtype::f32, {8}));
     linear_forward(y, l, x, nullptr, ctx);
-    linear_backward(dx, false, l, dy, x, {}, ctx);
+    linear_backward(dx, false, {{l, dy, {}}}, x, ctx);
     std::vector<double> wanted(24, 0), wanted_dx(192, 0);
     for (int r = 0; r < 3; ++r)
       for (int o = 0; o < 8; ++o)

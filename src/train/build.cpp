@@ -95,6 +95,13 @@ PeftConfig adapter_config(const ModelRequest& r) {
   return peft;
 }
 
+// Activations may take half of what is free now; the rest is for optimizer states, gradients and the work itself.
+Keeping keeping(const std::string& gradient_checkpointing, Comm& comm, const Backend& backend) {
+  if (gradient_checkpointing == "false") return {SIZE_MAX, SIZE_MAX};
+  const size_t free = backend.free_memory() / size_t(comm.size() / comm.nodes());
+  return {gradient_checkpointing == "auto" ? free / 2 : 0, free / 4};
+}
+
 }  // namespace
 
 LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
@@ -106,8 +113,9 @@ LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
       model(make_model(config, model_options(r, peft, config))),
       sharded(c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place),
       arena(&b, b.allocate(b.total_memory(), "activations")),
-      pass(model, sharded, b, arena, {r.gradient_checkpointing, r.seed}) {
+      pass(model, sharded, b, arena, r.seed) {
   load_all(*this);
+  pass.keep(keeping(r.gradient_checkpointing, c, b));
 }
 
 Dtype compute_dtype(const std::string& precision) {

@@ -27,7 +27,7 @@ struct ModelRequest {
   Dtype compute = Dtype::f32;
   std::string strategy = "full_shard";
   FrozenPlace frozen_place = FrozenPlace::automatic;
-  bool gradient_checkpointing = true;
+  std::string gradient_checkpointing = "true";  // false; auto: as memory allows
   uint64_t seed = 42;
 };
 

@@ -51,8 +51,8 @@ struct TrainConfig {
   double max_grad_norm = 1.0;  // 0: no clipping
 
   // precision, memory, ranks
-  std::string precision = "bf16";  // fp32, bf16
-  bool gradient_checkpointing = true;
+  std::string precision = "bf16";               // fp32, bf16
+  std::string gradient_checkpointing = "auto";  // true, false
   std::string sharding_strategy = "full_shard";
   int64_t threads = 0;  // per rank; 0: cores of the node / ranks on it
   std::string device = "cpu";

@@ -1,5 +1,6 @@
 #include "train/pass.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cstring>
 #include <numeric>
@@ -19,8 +20,8 @@ Tensor to_arena(Arena& arena, Dtype dtype, Shape shape, const std::vector<T>& va
 
 }  // namespace
 
-Pass::Pass(Model& model, Sharded& sharded, Backend& backend, Arena& arena, PassOptions options)
-    : model_(model), sharded_(sharded), backend_(backend), arena_(arena), options_(options) {}
+Pass::Pass(Model& model, Sharded& sharded, Backend& backend, Arena& arena, uint64_t seed)
+    : model_(model), sharded_(sharded), backend_(backend), arena_(arena), seed_(seed) {}
 
 void Pass::ensure_rope(int64_t positions) {
   if (!cos_.empty() && cos_.shape.dim[0] >= positions) return;
@@ -44,7 +45,7 @@ Context Pass::context(const Batch& b, bool training) {
   ctx.starts = to_arena(arena_, Dtype::i32, {b.B, b.T}, b.starts, "document starts");
   ctx.row_keys = to_arena(arena_, Dtype::i64, {b.B}, b.row_keys, "row keys");
   ctx.cos = cos_, ctx.sin = sin_;
-  ctx.seed = options_.seed;
+  ctx.seed = seed_;
   ctx.training = training;
   return ctx;
 }
@@ -65,31 +66,52 @@ Root& Pass::bound_root(bool gradients) {
   return model_.root;
 }
 
-// x after the last layer. `inputs` keeps each layer's input, `saved` each layer's activations; without either, two buffers alternate.
-Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<Tensor>* inputs, std::vector<DecoderSaved>* saved,
-                     Watch watch, void* watch_context) {
+// How much of each layer stays in memory until its backward pass: everything for as many layers as there is room for, the last ones first
+// because they are needed first; the results of attention for the others.
+std::vector<Keep> Pass::plan(const Context& ctx) {
+  const size_t layers = model_.layers.size();
+  const auto bytes = [&](auto&& take) {
+    const ArenaScope scope(arena_);
+    const size_t before = arena_.used();
+    take();
+    return std::max<size_t>(1, arena_.used() - before);
+  };
+  const DecoderLayer& layer = model_.layers[0];
+  const size_t attention = bytes([&] { take_kept(layer, {}, ctx); }), all = bytes([&] { take_saved(layer, {}, ctx); });
+  const bool keep_attention = attention * layers <= keeping_.attention_bytes;
+  const size_t whole = std::min(layers, keeping_.all_bytes / all);
+  std::vector<Keep> keep(layers, keep_attention ? Keep::attention : Keep::input);
+  std::fill(keep.end() - std::ptrdiff_t(whole), keep.end(), Keep::all);
+  return keep;
+}
+
+// x after the last layer. With `kept` each layer keeps its input and what the plan says; without, two buffers alternate.
+Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<LayerKept>* kept, Watch watch, void* watch_context) {
   const ProfileScope phase(Phase::forward);
   const int layers = int(model_.layers.size());
   root_embed(x, bound_root(false), ids(b));
   if (watch) watch(watch_context, -1, x);
-  Tensor spare = inputs ? Tensor{} : base.take(x.rows(), x.cols(), "residual");
+  Tensor spare = kept ? Tensor{} : base.take(x.rows(), x.cols(), "residual");
+  const std::vector<Keep> keep = kept ? plan(base) : std::vector<Keep>{};
   sharded_.prefetch(0);
   for (int l = 0; l < layers; ++l) {
     sharded_.prefetch(l + 1 < layers ? l + 1 : -1);
     Context ctx = base;
     if (extending_) ctx.cache = &caches_[size_t(l)];
     const DecoderLayer& layer = bound_layer(l, false);
-    if (inputs) inputs->push_back(x);
-    const Tensor y = inputs ? ctx.take(x.rows(), x.cols(), "residual") : spare;
-    if (saved) {
-      saved->push_back(take_saved(layer, ctx));
-      decoder_forward(y, layer, x, saved->back(), ctx);
+    const Tensor y = kept ? ctx.take(x.rows(), x.cols(), "residual") : spare;
+    LayerKept mine{kept ? keep[size_t(l)] : Keep::input, {x, {}, {}, {}}, {}};
+    if (mine.keep == Keep::attention) mine.start = take_kept(layer, x, ctx);
+    if (mine.keep == Keep::all) {
+      mine.saved = take_saved(layer, mine.start, ctx);
+      decoder_forward(y, layer, mine.saved, ctx);
     } else {
       const ArenaScope scope(arena_);
-      DecoderSaved mine = take_saved(layer, ctx);
-      decoder_forward(y, layer, x, mine, ctx);
+      DecoderSaved passing = take_saved(layer, mine.start, ctx);
+      decoder_forward(y, layer, passing, ctx);
     }
-    sharded_.release(l, !inputs);
+    if (kept) kept->push_back(mine);
+    sharded_.release(l, !kept);
     spare = x;
     x = y;
     if (watch) watch(watch_context, l, x);
@@ -98,7 +120,7 @@ Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<
 }
 
 // dx_ holds the gradient of the last layer's output on entry, of the embedding's output on return.
-void Pass::backward(const Context& ctx, const std::vector<Tensor>& inputs, const std::vector<DecoderSaved>& saved) {
+void Pass::backward(const Context& ctx, const std::vector<LayerKept>& kept) {
   const ProfileScope phase(Phase::backward);
   const int layers = int(model_.layers.size());
   sharded_.prefetch(layers - 1);
@@ -106,13 +128,13 @@ void Pass::backward(const Context& ctx, const std::vector<Tensor>& inputs, const
     sharded_.prefetch(l - 1);
     const ArenaScope scope(arena_);
     const DecoderLayer& layer = bound_layer(l, true);
-    if (saved.empty()) {
-      DecoderSaved again = take_saved(layer, ctx);
-      in_phase(Phase::recompute, [&] { decoder_forward(Tensor{}, layer, inputs[size_t(l)], again, ctx); });
-      decoder_backward(dx_, layer, again, ctx);
-    } else {
-      decoder_backward(dx_, layer, saved[size_t(l)], ctx);
+    const LayerKept& mine = kept[size_t(l)];
+    DecoderSaved saved = mine.saved;
+    if (mine.keep != Keep::all) {
+      saved = take_saved(layer, mine.start, ctx);
+      in_phase(Phase::recompute, [&] { decoder_recompute(layer, saved, mine.keep == Keep::attention, ctx); });
     }
+    decoder_backward(dx_, layer, saved, ctx);
     sharded_.reduce(l);
     sharded_.release(l, true);
   }
@@ -154,12 +176,11 @@ double Pass::train(const Batch& b, float scale) {
   const ArenaScope scope(arena_);
   const Context ctx = context(b, true);
   dx_ = ctx.take(b.B * b.T, model_.config.hidden, "residual gradient");
-  std::vector<Tensor> inputs;
-  std::vector<DecoderSaved> saved;
+  std::vector<LayerKept> kept;
   const Tensor x0 = ctx.take(b.B * b.T, model_.config.hidden, "embedded ids");
-  const Tensor x = forward(b, ctx, x0, &inputs, options_.gradient_checkpointing ? nullptr : &saved, nullptr, nullptr);
+  const Tensor x = forward(b, ctx, x0, &kept, nullptr, nullptr);
   const double loss = in_phase(Phase::head, [&] { return root_loss(bound_root(true), x, b.targets, dx_, scale, ctx); });
-  backward(ctx, inputs, saved);
+  backward(ctx, kept);
   in_phase(Phase::backward, [&] { root_embed_backward(bound_root(true), dx_, ids(b)); });
   sharded_.reduce(model_.root_unit());
   sharded_.release(model_.root_unit(), true);
@@ -174,7 +195,7 @@ double Pass::evaluate(const Batch& b) {
   }
   const ArenaScope scope(arena_);
   const Context ctx = context(b, false);
-  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr, nullptr);
+  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr);
   const double loss = root_loss(bound_root(false), x, b.targets, Tensor{}, 0, ctx);
   sharded_.release(model_.root_unit(), true);
   return loss;
@@ -183,7 +204,7 @@ double Pass::evaluate(const Batch& b) {
 std::vector<float> Pass::logits(const Batch& b, Watch watch, void* watch_context) {
   const ArenaScope scope(arena_);
   const Context ctx = context(b, false);
-  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, watch, watch_context);
+  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, watch, watch_context);
   std::vector<int32_t> index(size_t(b.B * b.T));
   std::iota(index.begin(), index.end(), 0);
   std::vector<float> out(index.size() * size_t(model_.config.vocab));
@@ -220,7 +241,7 @@ std::vector<float> Pass::extend(const std::vector<int32_t>& new_ids) {
   const ArenaScope scope(arena_);
   const Context ctx = context(b, false);
   extending_ = true;
-  const Tensor x = forward(b, ctx, ctx.take(b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr, nullptr);
+  const Tensor x = forward(b, ctx, ctx.take(b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr);
   extending_ = false;
   for (KvCache& cache : caches_) cache.length += b.T;
   const Tensor logits = arena_.take(Dtype::f32, {1, model_.config.vocab}, "logits");

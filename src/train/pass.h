@@ -1,9 +1,9 @@
 // Pass: one batch through the model and back. The only file where layers, sharding, recompute and memory meet.
 //
 // Forward:  x = embed(ids); per layer: prefetch the next unit, bind this one, keep x, forward, release.
-// Backward: the loss and its gradient in chunks; per layer, reversed: bind, forward again from the kept x (with gradient checkpointing),
-//           backward, reduce the unit's gradients, release. The root's gradients (embedding, norm, head) are reduced last.
-// Without gradient checkpointing every layer's DecoderSaved stays in the arena between the two.
+// Backward: the loss and its gradient in chunks; per layer, reversed: bind, recompute what was not kept, backward, reduce the unit's
+//           gradients, release. The root's gradients (embedding, norm, head) are reduced last.
+// What is kept of a layer changes time and memory, never a bit of the result.
 // Collective: every rank calls the same functions in the same order, also with an empty batch (B = 0).
 #pragma once
 #include <cstdint>
@@ -16,14 +16,18 @@
 
 namespace tessera {
 
-struct PassOptions {
-  bool gradient_checkpointing = true;
-  uint64_t seed = 42;  // of dropout
+// What of a layer stays in memory from forward to backward: its input; also attention's results; or all that backward needs.
+enum class Keep { input, attention, all };
+
+struct Keeping {
+  size_t all_bytes = 0;               // for layers that keep all: as many as fit; SIZE_MAX is no gradient checkpointing
+  size_t attention_bytes = SIZE_MAX;  // the other layers keep attention's results if those of all layers fit
 };
 
 class Pass {
  public:
-  Pass(Model&, Sharded&, Backend&, Arena&, PassOptions);
+  Pass(Model&, Sharded&, Backend&, Arena&, uint64_t seed);  // seed: of dropout
+  void keep(Keeping k) { keeping_ = k; }
   // Forward and backward. Returns the sum of -log p over the batch's targets. Gradients are those of `scale` times that sum, added to
   // the owners' sums.
   double train(const Batch&, float scale);
@@ -45,8 +49,14 @@ class Pass {
   void ensure_rope(int64_t positions);
   DecoderLayer& bound_layer(int l, bool gradients);
   Root& bound_root(bool gradients);
-  Tensor forward(const Batch&, const Context&, Tensor x, std::vector<Tensor>* inputs, std::vector<DecoderSaved>* saved, Watch, void*);
-  void backward(const Context&, const std::vector<Tensor>& inputs, const std::vector<DecoderSaved>& saved);
+  struct LayerKept {
+    Keep keep;
+    DecoderKept start;
+    DecoderSaved saved;  // with Keep::all
+  };
+  std::vector<Keep> plan(const Context&);
+  Tensor forward(const Batch&, const Context&, Tensor x, std::vector<LayerKept>* kept, Watch, void*);
+  void backward(const Context&, const std::vector<LayerKept>& kept);
   void forward_nothing(bool training);
   void train_nothing();
 
@@ -54,7 +64,8 @@ class Pass {
   Sharded& sharded_;
   Backend& backend_;
   Arena& arena_;
-  PassOptions options_;
+  uint64_t seed_;
+  Keeping keeping_;
   Buffer rope_memory_, cache_memory_;
   Tensor cos_, sin_, dx_;
   std::vector<KvCache> caches_;

@@ -55,6 +55,23 @@ size_t CpuBackend::total_memory() const {
   return bytes;
 }
 
+size_t CpuBackend::free_memory() const {
+  size_t bytes = total_memory();
+  if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
+    char line[128];
+    unsigned long long available = 0;
+    while (std::fgets(line, sizeof line, file))
+      if (std::sscanf(line, "MemAvailable: %llu kB", &available) == 1) bytes = std::min(bytes, size_t(available) * 1024);
+    std::fclose(file);
+  }
+  unsigned long long used = 0;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/memory.current", "r")) {
+    if (std::fscanf(file, "%llu", &used) == 1) bytes = std::min(bytes, total_memory() - std::min(size_t(used), total_memory()));
+    std::fclose(file);
+  }
+  return bytes;
+}
+
 void CpuBackend::copy(void* to, const void* from, size_t bytes) {
   parallel_chunks(threads_, int64_t(bytes), copy_grain, [&](int64_t begin, int64_t end) {
     std::memcpy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin, size_t(end - begin));

@@ -12,6 +12,7 @@ class CpuBackend final : public Backend {
 
   Buffer allocate(size_t bytes, const char* what) override;
   size_t total_memory() const override;
+  size_t free_memory() const override;
   void copy(void* to, const void* from, size_t bytes) override;
   void fill_zero(Tensor) override;
 
@@ -48,6 +49,7 @@ class CpuBackend final : public Backend {
   void square_sums(Tensor sums, Tensor x) override;
 
  private:
+  bool gemm_few_rows(const Product&);  // false: not for it
   void gemm_onednn(const Product&);
 
   int threads_;
