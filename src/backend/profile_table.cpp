@@ -116,7 +116,8 @@ std::vector<std::string> profile_text(const StepProfile& p, const ProfileLimits&
   if (p.steps == 0) return {"no step was taken"};
   out.push_back(sum_text(p));
   out.push_back(str("limits: ", fixed(limits.bf16 * 1e-9, 0), " GF/s bf16 and ", fixed(limits.f32 * 1e-9, 0),
-                    " GF/s f32 (products of 512x2048x2048), ", fixed(limits.bytes * 1e-9, 1), " GB/s (copies of 64 MiB),"));
+                    " GF/s f32 (products of 512x2048x512 and 512x2048x2048), ", fixed(limits.bytes * 1e-9, 1),
+                    " GB/s (copies of 64 MiB),"));
   out.emplace_back("        the best this program itself reached before the first step; above 100 %: the numbers were in the cache");
   out.emplace_back();
   append_phases(out, p);

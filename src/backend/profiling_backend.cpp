@@ -187,12 +187,13 @@ void ProfilingBackend::square_sums(Tensor sums, Tensor x) {
 
 namespace {
 
-// Seconds of the quickest of `tries` calls; the first prepares and does not count.
+// Seconds of the quickest call in 150 ms, of three at least; the first prepares and does not count.
 template <class F>
-double quickest(int tries, F&& f) {
+double quickest(F&& f) {
   f();
   double best = 1e30;
-  for (int i = 0; i < tries; ++i) {
+  const int64_t start = Profile::now(), enough = 150'000'000;
+  for (int i = 0; i < 3 || Profile::now() - start < enough; ++i) {
     const int64_t begin = Profile::now();
     f();
     best = std::min(best, double(std::max<int64_t>(1, Profile::now() - begin)) * 1e-9);
@@ -209,22 +210,26 @@ Buffer written(Backend& backend, size_t bytes) {
   return out;
 }
 
-// x W^T as a layer of 2048 values has it, for 512 tokens.
-double product_limit(Backend& backend, Dtype dtype) {
-  const int64_t m = 512, n = 2048, k = 2048;
+// x W^T from k to 2048 values, for 512 tokens: FLOP/s.
+double product_rate(Backend& backend, Dtype dtype, int64_t k) {
+  const int64_t m = 512, n = 2048;
   const auto values = [&](int64_t count) { return written(backend, size_t(count) * size_of(dtype)); };
   const Buffer a = values(m * k), b = values(n * k), c = values(m * n);
   Product p;
   p.c = {c.data(), dtype, {m, n}, &backend};
   p.transpose_b = true;
   p.add({a.data(), dtype, {m, k}, &backend}, Tensor{b.data(), dtype, {n, k}, &backend});
-  return 2.0 * double(m) * double(n) * double(k) / quickest(6, [&] { backend.gemm(p); });
+  return 2.0 * double(m) * double(n) * double(k) / quickest([&] { backend.gemm(p); });
+}
+
+double product_limit(Backend& backend, Dtype dtype) {
+  return std::max(product_rate(backend, dtype, 2048), product_rate(backend, dtype, 512));
 }
 
 double copy_limit(Backend& backend) {
   const size_t bytes = size_t(64) << 20;
   const Buffer from = written(backend, bytes), to = backend.allocate(bytes, "what is measured");
-  return 2.0 * double(bytes) / quickest(4, [&] { backend.copy(to.data(), from.data(), bytes); });
+  return 2.0 * double(bytes) / quickest([&] { backend.copy(to.data(), from.data(), bytes); });
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ class ProfilingBackend final : public Backend {
 
   Buffer allocate(size_t bytes, const char* what) override { return owned_->allocate(bytes, what); }
   size_t total_memory() const override { return owned_->total_memory(); }
+  size_t free_memory() const override { return owned_->free_memory(); }
   void copy(void* to, const void* from, size_t bytes) override;
   void fill_zero(Tensor) override;
 
