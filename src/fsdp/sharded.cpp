@@ -36,6 +36,7 @@ struct Unit {
   size_t owned_at = 0;   // element of owned.begin in masters, sums and copies
   Sum sum = Sum::zero;
   bool sums_in_place = false;  // gradient() gave the sum itself, and reduce() has not come yet
+  bool squared = false;        // its square sums are those of the sum
 };
 
 struct Scratch {  // gradients of a whole unit
@@ -57,6 +58,7 @@ struct Sharded::Impl {
   void move(Comm& group, Slot& slot, const Unit& u, bool frozen, bool trainable);
   Tensor owned_of(const Buffer& memory, const Unit& u, Dtype dtype) const;
   Tensor cleared_sum(Unit& u);
+  Tensor squares_of(Unit& u);
   void add_up(Unit& u, Tensor gradient);
   const Buffer& compute_values() const { return compute == Dtype::f32 ? masters : copies; }
   Unit& at(int unit) {
@@ -74,6 +76,7 @@ struct Sharded::Impl {
 
   Buffer window;
   Buffer shards, masters, sums, copies;
+  Buffer squares;                  // f64, one for 64 sums
   std::vector<Scratch> scratch;    // [0] serves all ordinary units
   std::vector<size_t> scratch_of;  // of each unit
   std::optional<Slots> slots;      // absent when nothing has to move
@@ -116,6 +119,7 @@ void Sharded::Impl::allocate_all() {
     shards = allocate(backend, frozen_total, "frozen weights");
   masters = allocate(backend, owned_total * sizeof(float), "trainable values");
   sums = allocate(backend, owned_total * sizeof(float), "gradients");
+  squares = allocate(backend, owned_total / 64 * sizeof(double), "squares of gradients");
   if (compute != Dtype::f32) copies = allocate(backend, owned_total * size_of(compute), "trainable values in compute precision");
 }
 
@@ -156,8 +160,15 @@ Tensor Sharded::Impl::owned_of(const Buffer& memory, const Unit& u, Dtype dtype)
 Tensor Sharded::Impl::cleared_sum(Unit& u) {
   const Tensor sum = owned_of(sums, u, Dtype::f32);
   if (u.sum == Sum::stale && sum.size()) backend.fill_zero(sum);
-  if (u.sum == Sum::stale) u.sum = Sum::zero;
+  if (u.sum == Sum::stale) u.sum = Sum::zero, u.squared = false;
   return sum;
+}
+
+Tensor Sharded::Impl::squares_of(Unit& u) {
+  const Tensor sum = cleared_sum(u), out{squares.data() + u.owned_at / 64 * sizeof(double), Dtype::f64, {sum.size() / 64}, &backend};
+  if (!u.squared && sum.size()) backend.square_sums(out, sum);
+  u.squared = true;
+  return out;
 }
 
 // The owner's sum += the gradients of all ranks. What is stale is cleared just before: it is then in the cache for the addition.
@@ -214,6 +225,8 @@ std::byte* Sharded::frozen_shard(int unit) {
 
 Tensor Sharded::values(int unit) { return impl_->owned_of(impl_->masters, impl_->at(unit), Dtype::f32); }
 Tensor Sharded::gradients(int unit) { return impl_->cleared_sum(impl_->at(unit)); }
+
+Tensor Sharded::square_sums(int unit) { return impl_->squares_of(impl_->at(unit)); }
 
 Tensor Sharded::copies(int unit) {
   return impl_->compute == Dtype::f32 ? Tensor{} : impl_->owned_of(impl_->copies, impl_->at(unit), impl_->compute);
@@ -277,9 +290,11 @@ void Sharded::reduce(int unit) {
   Unit& u = m.at(unit);
   if (u.size.trainable == 0) return;
   const Tensor whole = gradient(unit);
+  const bool first = u.sum != Sum::summed;
   if (!u.sums_in_place) m.add_up(u, whole);
   u.sum = Sum::summed;
-  u.sums_in_place = false;
+  u.sums_in_place = u.squared = false;
+  if (first) m.squares_of(u);  // the sum is in the cache now, and often the first gradient is all of it
   m.scratch[m.scratch_of[size_t(unit)]].unit = -1;
 }
 
@@ -308,7 +323,7 @@ bool Sharded::counts_once(int) const { return impl_->strategy.shard_over_world |
 
 size_t Sharded::bytes() const {
   const Impl& m = *impl_;
-  size_t sum = m.shards.bytes() + m.masters.bytes() + m.sums.bytes() + m.copies.bytes();
+  size_t sum = m.shards.bytes() + m.masters.bytes() + m.sums.bytes() + m.squares.bytes() + m.copies.bytes();
   if (m.in_window) sum += m.window.bytes() / size_t(m.comm.size());
   for (const Scratch& s : m.scratch) sum += s.memory.bytes();
   if (m.slots) sum += m.slots->bytes();

@@ -42,7 +42,8 @@ class Sharded {
   Range trainable_range(int unit) const;  // elements of the unit this rank owns
   Tensor values(int unit);                // owned masters, f32 (range size)
   Tensor copies(int unit);                // the same in compute dtype; empty when that is f32. Who writes values may write these too
-  Tensor gradients(int unit);             // owned gradient sums, f32 (range size); zero them between steps with zero_gradients()
+  Tensor gradients(int unit);             // owned gradient sums, f32 (range size), to be read; zero_gradients() between steps
+  Tensor square_sums(int unit);           // f64, of each 64 of them: the sum of their squares
   void loaded();                          // collective: fences the window, refreshes the compute copies of the masters
 
   // --- a pass ---

@@ -258,10 +258,13 @@ TEST_P(LocalRanks, ZeroedSumsAreZero) {
         sharded.reduce(u);
       };
       const auto expect_all = [&](int u, float value) {
-        const Tensor sum = sharded.gradients(u);
+        const Tensor sum = sharded.gradients(u), squares = sharded.square_sums(u);
+        ASSERT_EQ(squares.size() * 64, sum.size());
+        for (int64_t i = 0; i < squares.size(); ++i) ASSERT_EQ(squares.as<double>()[i], 64.0 * value * value) << strategy << ", unit " << u;
         for (int64_t i = 0; i < sum.size(); ++i) ASSERT_EQ(sum.as<float>()[i], value) << strategy << ", unit " << u;
       };
-      for (const int u : {0, 4, 6}) add_one(u);
+      for (const int u : {0, 4, 6}) expect_all(u, 0), add_one(u);
+      expect_all(6, float(comm.size()));
       sharded.zero_gradients();
       expect_all(0, 0);
       sharded.reduce(4);  // of a rank that had nothing to add
@@ -308,9 +311,9 @@ TEST(Sharded, BytesCountWhatIsHeld) {
     const auto backend = make_backend("cpu", 1);
     const std::vector<UnitSize> trains = {{0, 1280}, {0, 1280}, {0, 1280}};
     const Sharded full(comm, *backend, find_strategy("full_shard"), trains, Dtype::bf16);
-    EXPECT_EQ(full.bytes(), size_t(3 * 640 * (4 + 4 + 2) + 2 * 1280 * 2 + 1280 * 4));
+    EXPECT_EQ(full.bytes(), size_t(3 * 640 * (4 + 4 + 2) + 3 * 10 * 8 + 2 * 1280 * 2 + 1280 * 4));
     const Sharded ddp(comm, *backend, find_strategy("ddp"), trains, Dtype::f32);
-    EXPECT_EQ(ddp.bytes(), size_t(3 * 1280 * (4 + 4) + 1280 * 4));
+    EXPECT_EQ(ddp.bytes(), size_t(3 * 1280 * (4 + 4) + 3 * 20 * 8 + 1280 * 4));
   });
 }
 

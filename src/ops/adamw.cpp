@@ -18,14 +18,4 @@ void square_sums(Tensor sums, Tensor x) {
   if (x.size()) x.home->square_sums(sums, x);
 }
 
-void append_square_sums(std::vector<double>& sums, Tensor x, Arena& scratch) {
-  if (!x.size()) return;
-  ArenaScope scope(scratch);
-  const Tensor blocks = scratch.take(Dtype::f64, {(x.size() + 63) / 64}, "sums of squares");
-  square_sums(blocks, x);
-  const size_t before = sums.size();
-  sums.resize(before + size_t(blocks.size()));
-  x.home->copy(sums.data() + before, blocks.data, blocks.bytes());
-}
-
 }  // namespace tessera

@@ -1,8 +1,5 @@
 // AdamW (Loshchilov and Hutter, 2019) in torch's order of operations, on flat f32 arrays; sums of squares for clipping.
 #pragma once
-#include <vector>
-
-#include "core/arena.h"
 #include "core/kernel_options.h"
 #include "core/tensor.h"
 
@@ -11,7 +8,5 @@ namespace tessera {
 // copy (bf16) becomes the new values rounded, unless it is empty.
 void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&);
 void square_sums(Tensor sums, Tensor x);  // sums (ceil(n/64)) f64 of blocks of 64
-// The same sums appended to a host vector; scratch holds them on the device meanwhile.
-void append_square_sums(std::vector<double>& sums, Tensor x, Arena& scratch);
 
 }  // namespace tessera

@@ -135,14 +135,5 @@ TEST_F(AdamwTest, SquareSums) {
   }
 }
 
-TEST_F(AdamwTest, SquareSumsAreAppended) {
-  Arena arena(backend_.get(), backend_->allocate(4096, "test"));
-  std::vector<double> sums;
-  append_square_sums(sums, memory_.of(Dtype::f32, {2}, {3, 4}), arena);
-  append_square_sums(sums, memory_.of(Dtype::f32, {1}, {2}), arena);
-  EXPECT_EQ(sums, (std::vector<double>{25, 4}));
-  EXPECT_EQ(arena.used(), 0u);
-}
-
 }  // namespace
 }  // namespace tessera

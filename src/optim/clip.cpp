@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 #include <cmath>
 #include <limits>
-
-#include "ops/adamw.h"
+#include <span>
 
 namespace tessera {
 
@@ -28,18 +28,15 @@ Wide units(double x, int exponent) {
   return shift > -64 ? mantissa >> -shift : 0;
 }
 
+std::span<const double> sums_of(Tensor blocks) { return {blocks.as<const double>(), size_t(blocks.size())}; }
+
 }  // namespace
 
-void SquareSum::add(Tensor x, Arena& scratch) {
-  const size_t before = blocks_.size();
-  append_square_sums(blocks_, x, scratch);
-  for (size_t i = before; i < blocks_.size(); ++i)
-    if (!(blocks_[i] <= largest_)) largest_ = std::isfinite(blocks_[i]) ? blocks_[i] : std::numeric_limits<double>::infinity();
-}
-
-void SquareSum::clear() {
-  blocks_.clear();
-  largest_ = 0;
+void SquareSum::add(Tensor blocks) {
+  assert(blocks.dtype == Dtype::f64);
+  blocks_.push_back(blocks);
+  for (const double sum : sums_of(blocks))
+    if (!(sum <= largest_)) largest_ = std::isfinite(sum) ? sum : std::numeric_limits<double>::infinity();
 }
 
 int SquareSum::exponent_for(double largest_of_all) {
@@ -49,8 +46,9 @@ int SquareSum::exponent_for(double largest_of_all) {
 
 SquareSum::Total SquareSum::total(int exponent) const {
   Wide sum = 0;
-  if (finite())
-    for (const double block : blocks_) sum += units(block, exponent);
+  if (!finite()) return split(sum);
+  for (const Tensor& blocks : blocks_)
+    for (const double block : sums_of(blocks)) sum += units(block, exponent);
   return split(sum);
 }
 

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/arena.h"
 #include "core/tensor.h"
 
 namespace tessera {
@@ -13,8 +12,7 @@ namespace tessera {
 // Sums of squares, ready to be added up in any order. Two passes because the common scale needs the largest block sum of all ranks.
 class SquareSum {
  public:
-  void add(Tensor x, Arena& scratch);          // x (n) f32; n a multiple of 64 except in the last call for a unit (zeros count nothing)
-  void clear();                                // as new, but the memory stays
+  void add(Tensor blocks);                     // f64, of square_sums(); they stay where they are until the last total()
   double largest() const { return largest_; }  // block sum here; infinity when one is not finite, so a maximum over ranks tells all
   // The total in units of 2^exponent, as two words. exponent = from the largest of all ranks.
   struct Total {
@@ -28,7 +26,7 @@ class SquareSum {
   bool finite() const { return std::isfinite(largest_); }
 
  private:
-  std::vector<double> blocks_;
+  std::vector<Tensor> blocks_;
   double largest_ = 0;
 };
 

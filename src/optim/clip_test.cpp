@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "core/rng.h"
+#include "ops/adamw.h"
 #include "testing/golden.h"
 #include "testing/gradients.h"
 
@@ -18,12 +19,17 @@ using Json = nlohmann::ordered_json;
 
 class ClipTest : public testing::Test {
  protected:
+  Tensor blocks(Tensor x) {
+    const Tensor sums = memory_.zeros(Dtype::f64, {(x.size() + 63) / 64});
+    square_sums(sums, x);
+    return sums;
+  }
   // The square of the norm when the given tensors of each rank are summed on that rank.
   double square(const std::vector<std::vector<Tensor>>& ranks) {
     std::vector<SquareSum> sums(ranks.size());
     double largest = 0;
     for (size_t r = 0; r < ranks.size(); ++r) {
-      for (Tensor x : ranks[r]) sums[r].add(x, arena_);
+      for (Tensor x : ranks[r]) sums[r].add(blocks(x));
       largest = std::max(largest, sums[r].largest());
     }
     const int exponent = SquareSum::exponent_for(largest);
@@ -38,7 +44,6 @@ class ClipTest : public testing::Test {
   }
   std::unique_ptr<Backend> backend_ = make_backend("cpu", 2);
   TestMemory memory_{*backend_};
-  Arena arena_{backend_.get(), backend_->allocate(1 << 20, "test")};
 };
 
 TEST_F(ClipTest, AnyCutGivesTheSameBits) {
@@ -79,9 +84,9 @@ TEST_F(ClipTest, ExtremeSizes) {
 TEST_F(ClipTest, NotFinite) {
   for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
     SquareSum sum;
-    sum.add(memory_.random(Dtype::f32, {640}, 1), arena_);
+    sum.add(blocks(memory_.random(Dtype::f32, {640}, 1)));
     EXPECT_TRUE(sum.finite());
-    sum.add(memory_.of(Dtype::f32, {3}, {1, bad, 2}), arena_);
+    sum.add(blocks(memory_.of(Dtype::f32, {3}, {1, bad, 2})));
     EXPECT_FALSE(sum.finite());
     EXPECT_EQ(sum.largest(), INFINITY);
   }
@@ -100,7 +105,7 @@ TEST_F(ClipTest, Golden) {
     }
     if (!row.contains("total_norm_fp64")) {
       SquareSum sum;
-      for (Tensor g : gradients) sum.add(g, arena_);
+      for (Tensor g : gradients) sum.add(blocks(g));
       EXPECT_FALSE(sum.finite());
       continue;
     }
@@ -117,6 +122,29 @@ TEST_F(ClipTest, Golden) {
         ASSERT_NEAR(gradients[i].as<float>()[k] * coefficient, clipped[k], 1e-6 * std::abs(clipped[k]));
     }
   }
+}
+
+// Sums far below the largest are cut off to whole units, as a shift of their bits; numbers too small for an exponent field as well.
+TEST_F(ClipTest, SmallSumsAreCutOff) {
+  const double largest = 0x1.8p0;  // a unit is 2^-80
+  const auto total = [&](double sum) {
+    SquareSum s;
+    s.add(memory_.of(Dtype::f64, {2}, {largest, sum}));
+    const SquareSum::Total t = s.total(SquareSum::exponent_for(largest));
+    EXPECT_EQ(t.high, 0x18000) << sum;
+    return t.low;
+  };
+  EXPECT_EQ(total(0), 0u);
+  EXPECT_EQ(total(0x1p-80), 1u);
+  EXPECT_EQ(total(0x1.fffffffffffffp-80), 1u);
+  EXPECT_EQ(total(0x1.fffffffffffffp-81), 0u);
+  EXPECT_EQ(total(0x1.8p-79), 3u);
+  EXPECT_EQ(total(0x1.0000000000001p-28), (uint64_t(1) << 52) + 1);
+  EXPECT_EQ(total(0x1.0000000000001p-30), uint64_t(1) << 50);
+  EXPECT_EQ(total(0x1p-1074), 0u);
+  SquareSum tiny;
+  tiny.add(memory_.of(Dtype::f64, {2}, {0x1p-1074, 0x1p-1073}));
+  EXPECT_EQ(SquareSum::value(tiny.total(SquareSum::exponent_for(0x1p-1073)), SquareSum::exponent_for(0x1p-1073)), 3 * 0x1p-1074);
 }
 
 TEST(ClipCoefficient, Values) {

@@ -44,14 +44,12 @@ size_t Optimizer::bytes() const {
   return n;
 }
 
-float Optimizer::gradient_norm(Arena& scratch) {
-  SquareSum& sum = square_sum_;
-  sum.clear();
+float Optimizer::gradient_norm() {
+  SquareSum sum;
   int first_bad = -1;
   for (int unit = 0; unit < sharded_.units(); ++unit) {
-    const Tensor g = sharded_.gradients(unit);
-    if (!g.size() || !sharded_.counts_once(unit)) continue;
-    sum.add(g, scratch);
+    if (!sharded_.counts_once(unit)) continue;
+    sum.add(sharded_.square_sums(unit));
     if (!sum.finite() && first_bad < 0) first_bad = unit;
   }
   Comm& comm = sharded_.comm();

@@ -3,11 +3,9 @@
 #pragma once
 #include <vector>
 
-#include "core/arena.h"
 #include "core/buffer.h"
 #include "fsdp/sharded.h"
 #include "models/model.h"
-#include "optim/clip.h"
 
 namespace tessera {
 
@@ -22,7 +20,7 @@ class Optimizer {
   Optimizer(const Model&, Sharded&, Backend&, OptimizerOptions);
 
   // Global L2 norm of the gradient sums. Collective. Throws Error when it is not finite, naming the first unit that holds such a value.
-  float gradient_norm(Arena& scratch);
+  float gradient_norm();
   // Clips by `norm` and updates the masters and their compute copies in one pass. step counts from 1.
   void step(int64_t step, double lr, float norm);
 
@@ -36,7 +34,6 @@ class Optimizer {
   OptimizerOptions options_;
   std::vector<Buffer> memory_;  // per unit: exp_avg then exp_avg_sq
   Backend& backend_;
-  SquareSum square_sum_;  // keeps its memory from step to step
 };
 
 }  // namespace tessera
