@@ -153,7 +153,7 @@ StepRecord Run::step(int64_t number) {
     for (const double of_rank : gather_values(comm_, loss)) sum += of_rank;
   }
   r.loss = r.target_tokens ? sum / double(r.target_tokens) : 0;
-  r.grad_norm = in_phase(Phase::optimizer, [&] { return optimizer_->gradient_norm(model_->arena); });
+  r.grad_norm = in_phase(Phase::optimizer, [&] { return optimizer_->gradient_norm(); });
   r.learning_rate = learning_rate(schedule_, number - 1);
   in_phase(Phase::optimizer, [&] { optimizer_->step(number, r.learning_rate, float(r.grad_norm)); });
   r.epoch = double(loader_.state().epoch) + double(loader_.state().window) / double(loader_.steps_per_epoch());
