@@ -135,6 +135,15 @@ Tensor tokens(Tensor x, int64_t begin, int64_t count) {
   return x.rows_from(begin * heads, count * heads).reshaped({1, count, heads, x.cols()});
 }
 
+void fill_with_nan(Tensor x) {
+  dispatch_float(x.dtype, [&]<class T>() { std::fill_n(x.as<T>(), x.size(), T(NAN)); });
+}
+
+int64_t count_nan(Tensor x) {
+  const std::vector<double> values = to_doubles(x);
+  return std::count_if(values.begin(), values.end(), [](double v) { return std::isnan(v); });
+}
+
 class Attention : public testing::TestWithParam<DeviceRow> {
  protected:
   std::unique_ptr<Backend> backend_ = make_backend(GetParam().device, 1);
@@ -154,6 +163,13 @@ TEST_P(Attention, MatchesTheDefinitionForAnyLength) {
   for (const int64_t length : {1, 2, 15, 16, 17, 47, 48, 49, 95, 96, 97, 193, 300}) {
     SCOPED_TRACE(length);
     expect_both(make_problem(memory_, dtype_, {2, length, length, 2, 2, 16}), tolerance_);
+  }
+}
+
+TEST_P(Attention, MatchesTheDefinitionAcrossBlocksForTheHeadSizesOfModels) {
+  for (const int64_t width : {1, 33, 64, 80, 96, 128, 256}) {
+    SCOPED_TRACE(width);
+    expect_both(make_problem(memory_, dtype_, {1, 230, 230, 6, 2, width}), tolerance_);
   }
 }
 
@@ -219,6 +235,32 @@ TEST_P(Attention, ADocumentDoesNotFeelItsNeighbours) {
   }
 }
 
+// 96 tokens are whole blocks of queries and of keys, so what other documents hold is never multiplied, not even by zero.
+TEST_P(Attention, BlocksOfOtherDocumentsAreNotTouched) {
+  for (const int64_t poisoned : {0, 96, 288}) {
+    SCOPED_TRACE(poisoned);
+    const Problem p = make_problem(memory_, dtype_, {1, 384, 384, 6, 2, 24}, 0, {96, 96, 96});
+    for (const Tensor x : {p.q, p.k, p.v, p.dout}) fill_with_nan(tokens(x, poisoned, 96));
+    forward(p);
+    backward(p);
+    for (const Tensor x : {p.out, p.dq, p.dk, p.dv}) {
+      EXPECT_EQ(count_nan(x), count_nan(tokens(x, poisoned, 96)));
+      EXPECT_GT(count_nan(tokens(x, poisoned, 96)), 0);
+    }
+  }
+}
+
+TEST_P(Attention, BlocksBehindTheWindowAreNotTouched) {
+  const Problem p = make_problem(memory_, dtype_, {1, 384, 384, 6, 2, 24}, 96);
+  for (const Tensor x : {p.k, p.v}) fill_with_nan(tokens(x, 0, 96));  // seen by the queries before 96 + 95
+  forward(p);
+  backward(p);
+  for (const Tensor x : {p.out, p.dq}) {
+    EXPECT_EQ(count_nan(tokens(x, 192, 192)), 0);
+    EXPECT_GT(count_nan(tokens(x, 0, 192)), 0);
+  }
+}
+
 TEST_P(Attention, LastQueriesAloneGiveTheLastRowsOfTheFullRun) {
   for (const int64_t window : {0, 37}) {
     const Problem full = make_problem(memory_, dtype_, {1, 210, 210, 6, 2, 16}, window);
@@ -261,6 +303,21 @@ TEST_P(Attention, BitsDoNotDependOnTheNumberOfThreads) {
   for (const Problem& p : {runs[1], runs[2]}) {
     EXPECT_TRUE(same_bits(p.out, runs[0].out) && same_bits(p.lse, runs[0].lse));
     EXPECT_TRUE(same_bits(p.dq, runs[0].dq) && same_bits(p.dk, runs[0].dk) && same_bits(p.dv, runs[0].dv));
+  }
+}
+
+TEST_P(Attention, BitsDoNotDependOnHowManyThreadsShareAKeyHead) {
+  std::vector<std::vector<double>> expected;
+  for (const int threads : {1, 7, 16}) {
+    const auto backend = make_backend(GetParam().device, threads);
+    TestMemory memory(*backend);
+    const Problem p = make_problem(memory, dtype_, {1, 700, 700, 4, 1, 64}, 0, {150, 200});
+    forward(p);
+    backward(p);
+    const std::vector<std::vector<double>> values = {to_doubles(p.out), to_doubles(p.lse), to_doubles(p.dq), to_doubles(p.dk),
+                                                     to_doubles(p.dv)};
+    if (expected.empty()) expected = values;
+    EXPECT_TRUE(values == expected) << threads;
   }
 }
 

@@ -13,11 +13,13 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include "backend/backend.h"
 #include "backend/cpu/dot-inl.h"
+#include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
 #include "core/tensor.h"
 #include "hwy/aligned_allocator.h"
@@ -324,6 +326,23 @@ HWY_INLINE FloatVec exp2(FloatVec x) {
   e = hn::MulAdd(e, y, hn::Set(floats, 0.693146967f));
   e = hn::MulAdd(e, y, hn::Set(floats, 1.00000007f));
   return hn::Mul(e, hn::BitCast(floats, hn::ShiftLeft<23>(hn::BitCast(ints, biased))));
+}
+
+// --- work on several threads --------------------------------------------------------------------------------------------------------
+
+// How many of `all` pieces a thread takes at a time: up to `most`, but every thread should come several times.
+inline size_t pieces_together(int threads, size_t all, size_t most) {
+  return std::max<size_t>(std::min(most, all / (4 * size_t(threads))), 1);
+}
+
+// Calls worker(i) for i in [0, n): they begin in this order, each on the thread that is free first. make() gives the worker of a thread.
+template <class Make>
+void hand_out(int threads, size_t n, Make&& make) {
+  std::atomic<size_t> next = 0;
+  parallel_chunks(threads, threads, 1, [&](int64_t, int64_t) {
+    auto worker = make();
+    for (size_t i; (i = next++) < n;) worker(i);
+  });
 }
 
 // Carves aligned blocks out of memory that the thread keeps. REQUIRES: one at a time on each thread.

@@ -4,8 +4,6 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
-#include <tuple>
-#include <utility>
 
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/parallel.h"
@@ -22,7 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
-constexpr size_t key_block = 96, panels_together = 4;
+constexpr size_t key_block = 96;
+constexpr size_t most_panels = 12, most_panel_bytes = 400 << 10;  // of a group: it leaves room in a cache of 1 MB
 
 // Queries of one panel. Row r of them sees the keys first[r] to last[r]; together they see any_first to any_last, each of them sees at
 // least all_first to all_last. Scores here are base 2 logarithms.
@@ -30,7 +29,7 @@ struct Panel {
   int64_t begin, count;
   float* query;   // panel (D, queries)
   float* output;  // rows, to be divided by sum
-  int32_t any_first, any_last, all_first, all_last;
+  Sight sight;
   HWY_ALIGN int32_t first[panel_width], last[panel_width];
   HWY_ALIGN float largest[panel_width], sum[panel_width], factor[panel_width];
 };
@@ -38,26 +37,30 @@ struct Panel {
 template <Lane lane>
 class PanelGroup {
  public:
-  PanelGroup(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape)
-      : out_(out), lse_(lse), q_(q), k_(k), v_(v), heads_(q, k, starts, shape), scale_(shape.scale * log2_e) {
-    for (Panel& panel : panels_) {
-      panel.query = scratch_.take(lead_ * panel_width);
-      panel.output = scratch_.take(panel_width * stride_);
+  PanelGroup(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape, size_t panels)
+      : out_(out), lse_(lse), q_(q), k_(k), v_(v), heads_(q, k, starts, shape), scale_(shape.scale * log2_e), scratch_(size(panels)) {
+    for (size_t p = 0; p < panels; ++p) {
+      panels_[p].query = scratch_.take(lead_ * panel_width);
+      panels_[p].output = scratch_.take(panel_width * stride_);
     }
+    rows_ = scratch_.take(panel_width * lead_);
+    keys_ = scratch_.take(key_block * lead_);
+    value_rows_ = scratch_.take(key_block * lead_);
+    value_room_ = scratch_.take(key_block * stride_);
+    scores_ = scratch_.take(key_block * panel_width);
   }
 
-  static constexpr int64_t most_rows = int64_t(panels_together * panel_width);
+  static size_t panel_size(size_t width) { return panel_width * (row_lanes<lane>(width) + padded(width)); }
 
-  // The rows begin .. begin + most_rows of one key head, as far as there are any.
-  void run(int64_t key_head, int64_t begin) {
+  // The rows begin .. end of one key head, at most as many panels as there is room for.
+  void run(int64_t key_head, int64_t begin, int64_t end) {
     of_ = heads_.key_head(key_head);
-    const int64_t end = std::min(begin + most_rows, heads_.rows());
     int32_t first = std::numeric_limits<int32_t>::max(), last = 0;
     for (count_ = 0; begin < end; ++count_, begin += int64_t(panel_width)) {
       Panel& panel = panels_[count_];
       start(panel, begin, std::min(end - begin, int64_t(panel_width)));
-      first = std::min(first, panel.any_first);
-      last = std::max(last, panel.any_last);
+      first = std::min(first, panel.sight.any_first);
+      last = std::max(last, panel.sight.any_last);
     }
     for (int32_t key = first / int32_t(key_block) * int32_t(key_block); key <= last; key += int32_t(key_block)) {
       load_keys(key, std::max(first - key, 0), std::min<int32_t>(last - key, key_block - 1));
@@ -82,16 +85,10 @@ class PanelGroup {
       panel.last[r] = panel.last[r - 1];
     }
     transpose(panel.query, panel_width, rows_, lead_, panel_width, round_up(depth_, 4));
-    std::tie(panel.any_first, panel.all_first) = least_and_most(panel.first);
-    std::tie(panel.all_last, panel.any_last) = least_and_most(panel.last);
+    panel.sight = Sight(panel.first, panel.last, panel_width);
     std::fill_n(panel.output, panel_width * stride_, 0.0f);
     std::fill_n(panel.largest, panel_width, -FLT_MAX);
     std::fill_n(panel.sum, panel_width, 0.0f);
-  }
-
-  static std::pair<int32_t, int32_t> least_and_most(const int32_t* x) {
-    const auto [least, most] = std::minmax_element(x, x + panel_width);
-    return {*least, *most};
   }
 
   // The keys key + from to key + to, and those that fill up multiples of 8; zeros after the last one.
@@ -103,15 +100,16 @@ class PanelGroup {
       load_row<lane>(keys_ + j * lead_, k_, offset, heads_.width, real);
       load_row<lane>(value_rows_ + j * lead_, v_, offset, heads_.width, real);
     }
-    values_ = stacked<lane>(value_stack_, value_rows_ + begin * lead_, end - begin, heads_.width) - begin / per_lane<lane> * stride_;
+    values_ = stacked<lane>(value_room_, value_rows_ + begin * lead_, end - begin, heads_.width) - begin / per_lane<lane> * stride_;
   }
 
   void add_keys(Panel& panel, int32_t key) {
-    const int32_t from = std::max(panel.any_first - key, 0) / 8 * 8, to = std::min<int32_t>(panel.any_last - key, key_block - 1);
+    const int32_t from = std::max(panel.sight.any_first - key, 0) / 8 * 8,
+                  to = std::min<int32_t>(panel.sight.any_last - key, key_block - 1);
     if (from > to) return;
     const size_t begin = size_t(from), rows = round_up(size_t(to - from) + 1, 8);
     panel_product<lane>(scores_, rows, {keys_ + begin * lead_, lead_}, panel.query, depth_);
-    const bool all_seen = panel.all_first <= key + from && panel.all_last >= key + from + int32_t(rows) - 1;
+    const bool all_seen = panel.sight.all(key + from, key + from + int32_t(rows) - 1);
     for (size_t at = 0; at < panel_width; at += lanes) {
       if (all_seen) softmax<false>(panel, at, key + from, rows);
       if (!all_seen) softmax<true>(panel, at, key + from, rows);
@@ -159,40 +157,43 @@ class PanelGroup {
     });
   }
 
+  size_t size(size_t panels) const {
+    return panels * panel_size(heads_.width) + panel_width * lead_ + key_block * (2 * lead_ + stride_ + panel_width);
+  }
+
   Tensor out_, lse_, q_, k_, v_;
   Heads heads_;
   float scale_;
   KeyHead of_ = {};
-  size_t count_ = 0;  // panels in use
   size_t depth_ = depth_lanes<lane>(heads_.width), lead_ = row_lanes<lane>(heads_.width), stride_ = padded(heads_.width);
-  Scratch scratch_{panel_width * lead_ + key_block * (2 * lead_ + stride_ + panel_width) +
-                   panels_together * panel_width * (lead_ + stride_)};
-  float* rows_ = scratch_.take(panel_width * lead_);         // rows of queries
-  float* keys_ = scratch_.take(key_block * lead_);           // rows
-  float* value_rows_ = scratch_.take(key_block * lead_);     // rows
-  float* value_stack_ = scratch_.take(key_block * stride_);  // room for values_
-  float* scores_ = scratch_.take(key_block * panel_width);   // panel (keys, queries)
-  const float* values_ = nullptr;                            // stacked
-  Panel panels_[panels_together];
+  Scratch scratch_;
+  Panel panels_[most_panels];
+  size_t count_ = 0;               // panels in use
+  float* rows_;                    // rows of queries
+  float *keys_, *value_rows_;      // rows
+  float* value_room_;              // for the stack
+  const float* values_ = nullptr;  // stacked
+  float* scores_;                  // panel (keys, queries)
 };
 
-// A piece of work is two groups of panels, one from each end of the queries: together they see the same number of keys whichever piece it
-// is.
+// Groups of panels are handed out from the end of the queries, where they see the most keys.
 template <Lane lane>
 void run_groups(int threads, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape) {
   const Heads heads(q, k, starts, shape);
-  const int64_t rows = PanelGroup<lane>::most_rows, pairs = q.shape.dim[0] * heads.key_heads;
-  const int64_t groups = (heads.rows() + rows - 1) / rows, pieces = (groups + 1) / 2;
-  threads = worth_threads(threads, q.size() * k.shape.dim[1]);
-  parallel_chunks(threads, pairs * pieces, 1, [&](int64_t piece, int64_t) {
-    PanelGroup<lane> group(out, lse, q, k, v, starts, shape);
-    const int64_t key_head = piece / pieces, near = piece % pieces, far = groups - 1 - near;
-    group.run(key_head, near * rows);
-    if (far != near) group.run(key_head, far * rows);
+  const size_t key_heads = size_t(q.shape.dim[0] * heads.key_heads), all = size_t(heads.rows());
+  const size_t in_cache = most_panel_bytes / (sizeof(float) * PanelGroup<lane>::panel_size(heads.width));
+  const size_t panels = pieces_together(threads, key_heads * ((all + panel_width - 1) / panel_width), std::min(in_cache, most_panels));
+  const size_t rows = panels * panel_width, groups = (all + rows - 1) / rows;
+  hand_out(threads, key_heads * groups, [&] {
+    return [&, group = PanelGroup<lane>(out, lse, q, k, v, starts, shape, panels)](size_t i) mutable {
+      const size_t begin = (groups - 1 - i / key_heads) * rows;
+      group.run(int64_t(i % key_heads), int64_t(begin), int64_t(std::min(begin + rows, all)));
+    };
   });
 }
 
 void attention(int threads, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape) {
+  threads = worth_threads(threads, q.size() * k.shape.dim[1]);
   dispatch_lane(q.dtype, [&]<Lane lane>() { run_groups<lane>(threads, out, lse, q, k, v, starts, shape); });
 }
 

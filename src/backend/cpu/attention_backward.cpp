@@ -3,6 +3,7 @@
 // Strips take turns at a block of keys, last rows first: that fixes the order of every sum, however long the strips are and wherever they
 // run.
 #include <atomic>
+#include <deque>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -270,29 +271,20 @@ void store_keys(const Operands& o, KeyHead of, const KeySums& sums, size_t block
   }
 }
 
-// Row blocks per strip: long strips load keys seldom, but every thread should find several.
-template <Lane lane>
-size_t row_blocks_of_strip(const Operands& o, int threads, int64_t key_heads) {
-  const size_t all = size_t(key_heads) * ((size_t(o.heads.rows()) + row_block - 1) / row_block);
-  const size_t in_cache = most_strip_bytes / (sizeof(float) * Strip<lane>::rows_size(o));
-  return std::clamp<size_t>(std::min(in_cache, all / (4 * size_t(threads))), 1, most_row_blocks);
-}
-
 // The strips of `count` key heads from `first`. They are handed out in the order of turns, so whom a strip waits for is under way.
 template <Lane lane>
-void run_strips(int threads, const Operands& o, int64_t first, int64_t count, float* memory) {
-  const size_t row_blocks = row_blocks_of_strip<lane>(o, threads, count), rows = row_blocks * row_block, all = size_t(o.heads.rows());
-  const size_t heads = size_t(count), strips = (all + rows - 1) / rows;
-  std::vector<Turns> turns;
-  for (size_t i = 0; i < heads; ++i) turns.emplace_back(strips);
-  std::atomic<size_t> next = 0;
-  parallel_chunks(threads, threads, 1, [&](int64_t, int64_t) {
-    Strip<lane> worker(o, row_blocks);
-    for (size_t i; (i = next++) < heads * strips;) {
-      const size_t head = i % heads, strip = strips - 1 - i / heads, begin = strip * rows;
+void run_strips(int threads, const Operands& o, size_t first, size_t count, float* memory) {
+  const size_t all = size_t(o.heads.rows()), in_cache = most_strip_bytes / (sizeof(float) * Strip<lane>::rows_size(o));
+  const size_t row_blocks = pieces_together(threads, count * ((all + row_block - 1) / row_block), std::min(in_cache, most_row_blocks));
+  const size_t rows = row_blocks * row_block, strips = (all + rows - 1) / rows;
+  std::deque<Turns> turns;
+  for (size_t i = 0; i < count; ++i) turns.emplace_back(strips);
+  hand_out(threads, count * strips, [&] {
+    return [&, worker = Strip<lane>(o, row_blocks)](size_t i) mutable {
+      const size_t head = i % count, strip = strips - 1 - i / count, begin = strip * rows;
       const KeySums sums(o, memory + head * KeySums::size(o));
-      worker.run(o.heads.key_head(first + int64_t(head)), sums, begin, std::min(rows, all - begin), strip, turns[head]);
-    }
+      worker.run(o.heads.key_head(int64_t(first + head)), sums, begin, std::min(rows, all - begin), strip, turns[head]);
+    };
   });
 }
 
@@ -307,7 +299,7 @@ void run_key_heads(int threads, const Operands& o, int64_t key_heads) {
     const int64_t count = std::min(together, key_heads - first);
     parallel_chunks(threads, int64_t(size) * count, int64_t(key_block * o.stride),
                     [&](int64_t begin, int64_t end) { std::fill(memory.get() + begin, memory.get() + end, 0.0f); });
-    run_strips<lane>(threads, o, first, count, memory.get());
+    run_strips<lane>(threads, o, size_t(first), size_t(count), memory.get());
     parallel_chunks(threads, count * blocks, 1, [&](int64_t i, int64_t) {
       const KeySums sums(o, memory.get() + size * size_t(i / blocks));
       store_keys(o, o.heads.key_head(first + i / blocks), sums, size_t(i % blocks));
