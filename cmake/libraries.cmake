@@ -47,3 +47,8 @@ target_link_libraries(MPI::MPI_CXX INTERFACE ${mpich_library})
 find_package(GTest QUIET)
 need(GTest_FOUND libgtest-dev)
 include(GoogleTest)
+
+if(TESSERA_BENCH)
+  find_package(benchmark QUIET)
+  need(benchmark_FOUND libbenchmark-dev)
+endif()
