@@ -82,11 +82,13 @@ void append_phases(std::vector<std::string>& out, const StepProfile& p) {
   }
 }
 
-std::string sum_text(const StepProfile& p) {
-  double seconds = 0;
+std::string sum_text(const StepProfile& p, const ProfileLimits& limits) {
+  double seconds = 0, limit = 0;
   for (const StepProfile::PhaseRow& row : p.phases) seconds += row.in_operations;
+  for (const StepProfile::Row& row : p.operations) limit += row.calls * limits.seconds(row.operation);
   return str("step ", milli(p.seconds), " ms, the mean of ", p.steps, p.steps == 1 ? " step" : " steps", ", ", p.first_step, " to ",
-             p.last_step, p.first_step > 1 ? " (the first two are left out)" : "", "; in operations ", percent(seconds, p.seconds));
+             p.last_step, p.first_step > 1 ? " (the first two are left out)" : "", "; in operations ", percent(seconds, p.seconds),
+             "; with each at its limit ", milli(limit), " ms (", percent(limit, p.seconds), ")");
 }
 
 }  // namespace
@@ -114,7 +116,7 @@ std::vector<ProfileLine> lines_by_shape(const StepProfile& p, const ProfileLimit
 std::vector<std::string> profile_text(const StepProfile& p, const ProfileLimits& limits) {
   std::vector<std::string> out;
   if (p.steps == 0) return {"no step was taken"};
-  out.push_back(sum_text(p));
+  out.push_back(sum_text(p, limits));
   out.push_back(str("limits: ", fixed(limits.bf16 * 1e-9, 0), " GF/s bf16 and ", fixed(limits.f32 * 1e-9, 0),
                     " GF/s f32 (products of 512x2048x512 and 512x2048x2048), ", fixed(limits.bytes * 1e-9, 1),
                     " GB/s (copies of 64 MiB),"));

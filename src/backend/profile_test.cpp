@@ -208,9 +208,10 @@ TEST(Table, LargestLossFirstAndTheStepInAll) {
 
 TEST(Table, SaysWhatTheNumbersAre) {
   ProfileLimits limits;
-  limits.f32 = 4e9, limits.bf16 = 8e9, limits.bytes = 1e9;
+  limits.f32 = 4000, limits.bf16 = 8e9, limits.bytes = 100;
   const std::string text = join(profile_text(made_up(), limits), "\n");
-  for (const char* part : {"step 40000.00 ms, the mean of 10 steps, 3 to 12 (the first two are left out); in operations 80.0 %",
+  for (const char* part : {"step 40000.00 ms, the mean of 10 steps, 3 to 12 (the first two are left out); in operations 80.0 %; with each "
+                           "at its limit 11000.00 ms (27.5 %)",
                            "limits: 8 GF/s bf16", "forward                 35000.00", "of limit   lost ms", "sum f32", "product f32 2"})
     EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
 }
