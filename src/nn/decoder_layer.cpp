@@ -83,7 +83,8 @@ void mlp_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, 
 
 DecoderKept take_kept(const DecoderLayer& l, Tensor x, const Context& ctx) {
   const int64_t n = ctx.rows();
-  return {x, ctx.take(n, l.H * l.D, "attention output"), ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums"),
+  return {x, ctx.take(n, l.H * l.D, "queries"), ctx.take(n, l.K * l.D, "keys"), ctx.take(n, l.K * l.D, "values"),
+          ctx.take(n, l.H * l.D, "attention output"), ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums"),
           ctx.take(n, l.C, "residual")};
 }
 
@@ -92,9 +93,8 @@ DecoderSaved take_saved(const DecoderLayer& l, const DecoderKept& kept, const Co
   const int64_t n = ctx.rows();
   const auto rstd = [&] { return ctx.arena.take(Dtype::f32, {n}, "norm scales"); };
   const DecoderKept k = kept.a.empty() ? take_kept(l, kept.x, ctx) : kept;
-  s.x = k.x, s.a = k.a, s.lse = k.lse, s.h = k.h;
+  s.x = k.x, s.q = k.q, s.k = k.k, s.v = k.v, s.a = k.a, s.lse = k.lse, s.h = k.h;
   s.n1 = ctx.take(n, l.C, "attention input"), s.rstd1 = rstd();
-  s.q = ctx.take(n, l.H * l.D, "queries"), s.k = ctx.take(n, l.K * l.D, "keys"), s.v = ctx.take(n, l.K * l.D, "values");
   s.n2 = ctx.take(n, l.C, "mlp input"), s.rstd2 = rstd();
   s.gate = ctx.take(n, l.F, "gate"), s.up = ctx.take(n, l.F, "up"), s.s = ctx.take(n, l.F, "swiglu");
   s.tq = take_saved(l.q, n, ctx), s.tk = take_saved(l.k, n, ctx), s.tv = take_saved(l.v, n, ctx), s.to = take_saved(l.o, n, ctx);
@@ -110,7 +110,9 @@ void decoder_forward(Tensor y, const DecoderLayer& l, DecoderSaved& s, const Con
 
 void decoder_recompute(const DecoderLayer& l, DecoderSaved& s, bool attention_kept, const Context& ctx) {
   if (attention_kept) {
-    queries_keys_values(l, s, ctx);
+    rmsnorm(s.n1, s.rstd1, s.x, l.input_norm.value, l.eps);
+    for (const auto& [linear, saved] : {std::pair(&l.q, &s.tq), std::pair(&l.k, &s.tk), std::pair(&l.v, &s.tv)})
+      linear_forward_adapter(*linear, s.n1, *saved, ctx);
     linear_forward_adapter(l.o, s.a, s.to, ctx);
   } else {
     attention_half(l, s, ctx);

@@ -16,10 +16,10 @@ struct DecoderLayer {
   Linear gate, up, down;        // (F, C), (F, C), (C, F)
 };
 
-// What stays from forward to a recompute. With the last three, attention and o_proj are not formed again.
+// What stays from forward to a recompute. With the rest of the attention half, only the mlp half is formed again.
 struct DecoderKept {
-  Tensor x;          // (rows, C)
-  Tensor a, lse, h;  // as in DecoderSaved, or empty
+  Tensor x = {};                                            // (rows, C)
+  Tensor q = {}, k = {}, v = {}, a = {}, lse = {}, h = {};  // as in DecoderSaved, or empty
 };
 
 // What backward needs.
@@ -34,14 +34,14 @@ struct DecoderSaved {
   LinearSaved tq, tk, tv, to, tgate, tup, tdown;
 };
 
-// Room in the arena for a, lse and h.
+// Room in the arena for the attention half.
 DecoderKept take_kept(const DecoderLayer&, Tensor x, const Context&);
 // Room for the rest of what backward needs.
 DecoderSaved take_saved(const DecoderLayer&, const DecoderKept&, const Context&);
 
 // y (rows, C) from saved.x; saved is filled.
 void decoder_forward(Tensor y, const DecoderLayer&, DecoderSaved& saved, const Context&);
-// Fills saved from what was kept: all that backward needs, and not the output of down_proj, which it does not. attention_kept: a, lse and h
+// Fills saved from what was kept: all that backward needs, and not the output of down_proj, which it does not. attention_kept: q to h
 // are those of the forward pass.
 void decoder_recompute(const DecoderLayer&, DecoderSaved& saved, bool attention_kept, const Context&);
 // dx holds dy on entry and the gradient of x on return (the residual stream).

@@ -36,7 +36,7 @@ TEST_P(LayerGradients, MatchFiniteDifferences) {
   DecoderLayer l = tiny_layer(t, c.trains, c.bias, c.rank, c.window);
   const Tensor x = t.memory.random(Dtype::f32, {14, 16}, 3), y = t.memory.zeros(Dtype::f32, {14, 16}),
                dx = t.memory.zeros(Dtype::f32, {14, 16});
-  DecoderSaved saved = take_saved(l, {x, {}, {}, {}}, ctx);
+  DecoderSaved saved = take_saved(l, {.x = x}, ctx);
   const Trainable trainable(l);
   GradientCheck check;
   check.inputs = trainable.values, check.gradients = trainable.gradients;
@@ -64,10 +64,10 @@ TEST(DecoderLayer, RecomputeEqualsForward) {
   const Context ctx = t.context(2, 5, 6);
   const DecoderLayer l = tiny_layer(t, false, false, 2, 0);
   const Tensor x = t.memory.random(Dtype::f32, {10, 16}, 3), y = t.memory.zeros(Dtype::f32, {10, 16});
-  DecoderSaved forward = take_saved(l, {x, {}, {}, {}}, ctx), again = take_saved(l, {x, {}, {}, {}}, ctx);
+  DecoderSaved forward = take_saved(l, {.x = x}, ctx), again = take_saved(l, {.x = x}, ctx);
   decoder_forward(y, l, forward, ctx);
   decoder_recompute(l, again, false, ctx);
-  DecoderSaved from_attention = take_saved(l, {x, forward.a, forward.lse, forward.h}, ctx);
+  DecoderSaved from_attention = take_saved(l, {x, forward.q, forward.k, forward.v, forward.a, forward.lse, forward.h}, ctx);
   decoder_recompute(l, from_attention, true, ctx);
   for (const DecoderSaved& s : {again, from_attention}) {
     for (const auto member : {&DecoderSaved::n1, &DecoderSaved::q, &DecoderSaved::k, &DecoderSaved::v, &DecoderSaved::a, &DecoderSaved::lse,
@@ -85,7 +85,7 @@ TEST(DecoderLayer, CacheEqualsWholeRow) {
   Context whole = t.context(1, 9, 6);
   const Tensor x = t.memory.random(Dtype::f32, {9, 16}, 3), y = t.memory.zeros(Dtype::f32, {9, 16}),
                part = t.memory.zeros(Dtype::f32, {9, 16});
-  DecoderSaved saved = take_saved(l, {x, {}, {}, {}}, whole);
+  DecoderSaved saved = take_saved(l, {.x = x}, whole);
   decoder_forward(y, l, saved, whole);
   KvCache cache{t.memory.zeros(Dtype::f32, {1, 9, 2, 6}), t.memory.zeros(Dtype::f32, {1, 9, 2, 6}), 0};
   for (const int64_t count : {5, 1, 3}) {
@@ -93,7 +93,7 @@ TEST(DecoderLayer, CacheEqualsWholeRow) {
     ctx.cos = whole.cos, ctx.sin = whole.sin;
     for (int64_t i = 0; i < count; ++i) ctx.positions.as<int32_t>()[i] = int32_t(cache.length + i);
     ctx.cache = &cache;
-    DecoderSaved s = take_saved(l, {x.rows_from(cache.length, count), {}, {}, {}}, ctx);
+    DecoderSaved s = take_saved(l, {.x = x.rows_from(cache.length, count)}, ctx);
     decoder_forward(part.rows_from(cache.length, count), l, s, ctx);
     cache.length += count;
   }

@@ -100,7 +100,7 @@ Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<
     if (extending_) ctx.cache = &caches_[size_t(l)];
     const DecoderLayer& layer = bound_layer(l, false);
     const Tensor y = kept ? ctx.take(x.rows(), x.cols(), "residual") : spare;
-    LayerKept mine{kept ? keep[size_t(l)] : Keep::input, {x, {}, {}, {}}, {}};
+    LayerKept mine{kept ? keep[size_t(l)] : Keep::input, {.x = x}, {}};
     if (mine.keep == Keep::attention) mine.start = take_kept(layer, x, ctx);
     if (mine.keep == Keep::all) {
       mine.saved = take_saved(layer, mine.start, ctx);
@@ -226,10 +226,11 @@ void Pass::begin_generation(int64_t capacity) {
     caches_.push_back(
         {Tensor{at, model_.options.compute, shape, &backend_}, Tensor{at + layer_bytes, model_.options.compute, shape, &backend_}, 0});
   }
+  next_logits_.resize(size_t(c.vocab));
   ensure_rope(capacity);
 }
 
-std::vector<float> Pass::extend(const std::vector<int32_t>& new_ids) {
+const std::vector<float>& Pass::extend(const std::vector<int32_t>& new_ids) {
   assert(!caches_.empty() && caches_[0].length + int64_t(new_ids.size()) <= caches_[0].k.shape.dim[1]);
   Batch b;
   b.B = 1, b.T = int64_t(new_ids.size());
@@ -247,7 +248,8 @@ std::vector<float> Pass::extend(const std::vector<int32_t>& new_ids) {
   const Tensor logits = arena_.take(Dtype::f32, {1, model_.config.vocab}, "logits");
   root_logits(logits, bound_root(false), x, {int32_t(b.T - 1)}, ctx);
   sharded_.release(model_.root_unit(), true);
-  return {logits.as<float>(), logits.as<float>() + model_.config.vocab};
+  backend_.copy(next_logits_.data(), logits.data, logits.bytes());
+  return next_logits_;
 }
 
 }  // namespace tessera

@@ -16,12 +16,12 @@
 
 namespace tessera {
 
-// What of a layer stays in memory from forward to backward: its input; also attention's results; or all that backward needs.
+// What of a layer stays in memory from forward to backward: its input; also its attention half; or all that backward needs.
 enum class Keep { input, attention, all };
 
 struct Keeping {
   size_t all_bytes = 0;               // for layers that keep all: as many as fit; SIZE_MAX is no gradient checkpointing
-  size_t attention_bytes = SIZE_MAX;  // the other layers keep attention's results if those of all layers fit
+  size_t attention_bytes = SIZE_MAX;  // the other layers keep the attention half if those of all layers fit
 };
 
 class Pass {
@@ -39,9 +39,10 @@ class Pass {
   std::vector<float> logits(const Batch&, Watch watch = nullptr, void* watch_context = nullptr);
   Tensor embedding_gradient() const { return dx_; }  // after train(): d loss / d x at the embedding, valid until the next call
 
-  // Generation, one row: runs `count` new ids at positions [length, length + count) through caches; logits (V) f32 of the last one.
+  // Generation, one row: runs `count` new ids at positions [length, length + count) through caches; logits (V) f32 of the last one, valid
+  // until the next call.
   void begin_generation(int64_t capacity);
-  std::vector<float> extend(const std::vector<int32_t>& ids);
+  const std::vector<float>& extend(const std::vector<int32_t>& ids);
 
  private:
   Context context(const Batch&, bool training);
@@ -69,6 +70,7 @@ class Pass {
   Buffer rope_memory_, cache_memory_;
   Tensor cos_, sin_, dx_;
   std::vector<KvCache> caches_;
+  std::vector<float> next_logits_;
   bool extending_ = false;  // the forward pass reads and fills the caches
 };
 

@@ -231,7 +231,8 @@ class Engine {
           Segment<T> segments[Product::most_terms];
           for (int i = 0; i < count_; ++i) {
             const Laid& l = laid_[i];
-            segments[i] = {l.a + row * l.stride, size_t(l.stride), l.panels + panel * l.steps * panel_width, l.steps};
+            segments[i] = {l.a + row * l.stride, size_t(l.stride), l.panels + panel * l.steps * panel_width, l.steps,
+                           l.a + std::min(row + height, end - height) * l.stride};
           }
           run_tile<T, dot>(sums, continues, segments, size_t(count_), height, cols <= int64_t(panel_lanes));
           if (last) e_.output_.store(sums, row, height, col, cols);

@@ -13,6 +13,7 @@
 #include "backend/cpu/codes4-inl.h"
 #include "backend/cpu/product-inl.h"
 #include "core/product.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -99,6 +100,7 @@ class PanelMaker {
       const bool direct = !b_.is_codes() && cols == group_width && part == padded;
       const T* from = stage;
       int64_t stride = group_width;
+      prefetch(k + done + stage_rows, std::min(stage_rows, depth - done - stage_rows), col);
       if (direct)
         from = b_.dense.as<const T>() + (k + done) * width + col, stride = width;
       else
@@ -109,6 +111,18 @@ class PanelMaker {
         for (size_t s = 0; s < steps(part); ++s, out += at.stride)
           hn::Store(step_of_rows(from + int64_t(s * numbers) * stride + int64_t(v * panel_lanes), size_t(stride)), floats, out);
       }
+    }
+  }
+
+  // Rows lie far apart: the processor does not guess the next ones.
+  void prefetch(int64_t row, int64_t rows, int64_t col) const {
+    const auto* bytes = b_.is_codes() ? b_.codes.codes.as<const char>() : b_.dense.as<const char>();
+    for (int64_t r = row; r < row + rows; ++r) {
+      const int64_t at = r * b_.cols() + col;
+      const char* line = bytes + (b_.is_codes() ? at / 2 : at * int64_t(sizeof(T)));
+      hwy::Prefetch(line);
+      if (b_.is_codes()) continue;
+      for (int64_t i = 64; i < group_width * int64_t(sizeof(T)); i += 64) hwy::Prefetch(line + i);
     }
   }
 

@@ -14,6 +14,7 @@
 
 #include "backend/cpu/dot-inl.h"
 #include "backend/cpu/simd.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -33,6 +34,7 @@ struct Segment {
   size_t stride;
   const float* panel;
   size_t steps;
+  const T* ahead;  // fetched into the cache meanwhile, as much as is read of a
 };
 
 template <class T, Dot dot>
@@ -58,10 +60,13 @@ HWY_NOINLINE void product_tile(float* HWY_RESTRICT sums, bool continues, const S
 #pragma GCC unroll 4
     for (size_t i = 0; i < (rows + 2) / 3; ++i) row[i] = s->a + 3 * i * stride;
     const float* b = s->panel;
+    const char* ahead = reinterpret_cast<const char*>(s->ahead);
     for (size_t k = 0; k < s->steps; ++k, b += wide * panel_lanes) {
       FloatVec y[wide];
 #pragma GCC unroll 2
       for (size_t v = 0; v < wide; ++v) y[v] = hn::Load(floats, b + v * panel_lanes);
+      hwy::Prefetch(ahead);
+      ahead += rows * sizeof(float);
 #pragma GCC unroll 12
       for (size_t r = 0; r < rows; ++r) {
         const T* x = row[r / 3] + (r % 3) * stride;
