@@ -12,8 +12,12 @@
 namespace tessera {
 namespace {
 
-// Rows of logits formed at once: about 32 MiB of f32, at least 64 rows. By shapes alone, so sums have one order.
-int64_t chunk_rows(int64_t V) { return std::max<int64_t>(64, (int64_t(8) << 20) / V); }
+// Rows of logits formed at once, of `rows`: even parts of about 32 MiB, at least 64 rows. By shapes alone, so sums have one order.
+int64_t chunk_rows(int64_t rows, int64_t V, Dtype dtype) {
+  const int64_t most = std::max<int64_t>(64, (int64_t(33) << 20) / (V * int64_t(size_of(dtype))));
+  const int64_t parts = (rows + most - 1) / most, even = (rows + parts - 1) / parts;
+  return (even + 7) / 8 * 8;
+}
 
 const Param& head_of(const Root& root) { return root.head ? *root.head : root.embed; }
 
@@ -45,15 +49,15 @@ double sum_of_rows(Tensor loss) {
 double chunked_loss(const Root& root, Tensor normed, Tensor labels, Tensor dnormed, float scale, const Context& ctx) {
   const Param& head = head_of(root);
   double sum = 0;
-  for (int64_t begin = 0; begin < normed.rows(); begin += chunk_rows(root.V)) {
+  const int64_t chunk = chunk_rows(normed.rows(), root.V, ctx.dtype);
+  for (int64_t begin = 0; begin < normed.rows(); begin += chunk) {
     const ArenaScope scope(ctx.arena);
-    const int64_t n = std::min(chunk_rows(root.V), normed.rows() - begin);
+    const int64_t n = std::min(chunk, normed.rows() - begin);
     const Tensor x = normed.rows_from(begin, n);
-    const Tensor logits = ctx.arena.take(Dtype::f32, {n, root.V}, "logits");
+    const Tensor logits = ctx.take(n, root.V, "logits");
     gemm(logits, x, Trans::no, head.value, Trans::yes);
     const Tensor loss = ctx.arena.take(Dtype::f32, {n}, "row losses");
-    Tensor dlogits;
-    if (!dnormed.empty()) dlogits = ctx.dtype == Dtype::f32 ? logits : ctx.take(n, root.V, "logit gradients");
+    const Tensor dlogits = dnormed.empty() ? Tensor{} : logits;
     cross_entropy(loss, dlogits, logits, labels.reshaped({labels.size(), 1}).rows_from(begin, n).reshaped({n}), scale);
     sum += sum_of_rows(loss);
     if (dnormed.empty()) continue;
