@@ -34,7 +34,8 @@ using IntVec = hn::Vec<Ints>;
 constexpr Ints ints;
 constexpr size_t lanes = hn::MaxLanes(floats);
 
-// Sums of one tile fill most of the registers: 16 or 24 of 32, 12 of 16.
+// A tile of sums stays in registers: 16 or 24 of 32, 12 of 16. With 16 lanes more sums gain nothing, and narrow panels waste less on the
+// diagonal.
 constexpr size_t tile_rows = lanes >= 16 || HWY_ARCH_ARM_A64 ? 8 : 4;
 constexpr size_t tile_vectors = lanes >= 16 ? 2 : 3;
 constexpr size_t panel_width = tile_vectors * 16;
@@ -190,7 +191,12 @@ void load_row(float* to, Tensor x, int64_t offset, size_t width, bool real = tru
   if constexpr (lane == Lane::bf16_pair) load_pairs(to, x.as<Bf16>() + offset, width);
 }
 
-// The rows of a block (count, row_lanes) stacked: in `to`, or where they are. REQUIRES: count is a multiple of per_lane.
+// The rows of a block (count, row_lanes) stacked: in `to`, which has stack_size floats, or where they are when it has none.
+// REQUIRES: count is a multiple of per_lane.
+template <Lane lane>
+constexpr size_t stack_size(size_t count, size_t width) {
+  return lane == Lane::f32 ? 0 : count / per_lane<lane> * padded(width);
+}
 template <Lane lane>
 const float* stacked(float* to, const float* rows, size_t count, size_t width) {
   if constexpr (lane == Lane::f32) return rows;
@@ -207,8 +213,8 @@ const float* stacked(float* to, const float* rows, size_t count, size_t width) {
   return to - count / 2 * padded(width);
 }
 
-// Rows 2 * pair and 2 * pair + 1 of a panel of f32, or of what products take them as: lanes of pairs are rounded to nearest, ties away from
-// zero. Pairs may take the place of the rows they come from, one after the other.
+// Rows 2 * pair and 2 * pair + 1 of a panel become even and odd, side by side if lanes hold pairs: then rounded to nearest, ties away from
+// zero. Row `pair` of the pairs may take the place of f32 rows that are no longer needed.
 template <Lane lane>
 HWY_INLINE void store_two(float* panel, size_t pair, FloatVec even, FloatVec odd) {
   if constexpr (lane == Lane::f32) {
@@ -224,7 +230,7 @@ HWY_INLINE void store_two(float* panel, size_t pair, FloatVec even, FloatVec odd
   }
 }
 
-// The vector x of a row at lane-sized place `to`, rounded in the same way.
+// Numbers from `column` on of a row of lanes become x, rounded in the same way.
 template <Lane lane>
 HWY_INLINE void store_in_row(float* row, size_t column, FloatVec x) {
   if constexpr (lane == Lane::f32) {

@@ -23,8 +23,7 @@ namespace {
 constexpr size_t key_block = 96;
 constexpr size_t most_panels = 12, most_panel_bytes = 400 << 10;  // of a group: it leaves room in a cache of 1 MB
 
-// Queries of one panel. Row r of them sees the keys first[r] to last[r]; together they see any_first to any_last, each of them sees at
-// least all_first to all_last. Scores here are base 2 logarithms.
+// Queries in the lanes of one panel, and softmax so far: scores are base 2 logarithms.
 struct Panel {
   int64_t begin, count;
   float* query;   // panel (D, queries)
@@ -43,11 +42,6 @@ class PanelGroup {
       panels_[p].query = scratch_.take(lead_ * panel_width);
       panels_[p].output = scratch_.take(panel_width * stride_);
     }
-    rows_ = scratch_.take(panel_width * lead_);
-    keys_ = scratch_.take(key_block * lead_);
-    value_rows_ = scratch_.take(key_block * lead_);
-    value_room_ = scratch_.take(key_block * stride_);
-    scores_ = scratch_.take(key_block * panel_width);
   }
 
   static size_t panel_size(size_t width) { return panel_width * (row_lanes<lane>(width) + padded(width)); }
@@ -104,15 +98,14 @@ class PanelGroup {
   }
 
   void add_keys(Panel& panel, int32_t key) {
-    const int32_t from = std::max(panel.sight.any_first - key, 0) / 8 * 8,
-                  to = std::min<int32_t>(panel.sight.any_last - key, key_block - 1);
+    const int32_t from = std::max(panel.sight.any_first - key, 0) / 8 * 8;
+    const int32_t to = std::min<int32_t>(panel.sight.any_last - key, key_block - 1);
     if (from > to) return;
     const size_t begin = size_t(from), rows = round_up(size_t(to - from) + 1, 8);
     panel_product<lane>(scores_, rows, {keys_ + begin * lead_, lead_}, panel.query, depth_);
     const bool all_seen = panel.sight.all(key + from, key + from + int32_t(rows) - 1);
     for (size_t at = 0; at < panel_width; at += lanes) {
-      if (all_seen) softmax<false>(panel, at, key + from, rows);
-      if (!all_seen) softmax<true>(panel, at, key + from, rows);
+      all_seen ? softmax<false>(panel, at, key + from, rows) : softmax<true>(panel, at, key + from, rows);
     }
     const Block values = {values_ + begin / per_lane<lane> * stride_, stride_};
     row_product<lane, true, Start::scaled>(panel.output, round_up(size_t(panel.count), 8), {scores_, panel_width}, values,
@@ -158,7 +151,8 @@ class PanelGroup {
   }
 
   size_t size(size_t panels) const {
-    return panels * panel_size(heads_.width) + panel_width * lead_ + key_block * (2 * lead_ + stride_ + panel_width);
+    const size_t rows = panel_width + 2 * key_block;
+    return panels * panel_size(heads_.width) + rows * lead_ + stack_size<lane>(key_block, heads_.width) + key_block * panel_width;
   }
 
   Tensor out_, lse_, q_, k_, v_;
@@ -167,13 +161,14 @@ class PanelGroup {
   KeyHead of_ = {};
   size_t depth_ = depth_lanes<lane>(heads_.width), lead_ = row_lanes<lane>(heads_.width), stride_ = padded(heads_.width);
   Scratch scratch_;
+  float* rows_ = scratch_.take(panel_width * lead_);      // rows of queries
+  float* keys_ = scratch_.take(key_block * lead_);        // rows
+  float* value_rows_ = scratch_.take(key_block * lead_);  // rows
+  float* value_room_ = scratch_.take(stack_size<lane>(key_block, heads_.width));
+  const float* values_ = nullptr;                           // stacked
+  float* scores_ = scratch_.take(key_block * panel_width);  // panel (keys, queries)
   Panel panels_[most_panels];
-  size_t count_ = 0;               // panels in use
-  float* rows_;                    // rows of queries
-  float *keys_, *value_rows_;      // rows
-  float* value_room_;              // for the stack
-  const float* values_ = nullptr;  // stacked
-  float* scores_;                  // panel (keys, queries)
+  size_t count_ = 0;  // panels in use
 };
 
 // Groups of panels are handed out from the end of the queries, where they see the most keys.

@@ -3,7 +3,6 @@
 // Strips take turns at a block of keys, last rows first: that fixes the order of every sum, however long the strips are and wherever they
 // run.
 #include <atomic>
-#include <deque>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -60,7 +59,7 @@ struct Span {
   size_t begin, end;
 };
 
-// How many blocks of keys a strip has behind it; the strip before it in the order of turns goes first.
+// The strips of a key head pass the blocks of keys one after the other: the strip with the last rows goes first.
 class Turns {
  public:
   explicit Turns(size_t strips) : passed_(strips + 1) { passed_.back() = std::numeric_limits<size_t>::max(); }
@@ -76,20 +75,13 @@ class Turns {
 template <Lane lane>
 class Strip {
  public:
-  Strip(const Operands& operands, size_t row_blocks)
-      : o_(operands), scratch_(row_blocks * rows_size(operands) + keys_size(operands) + row_block * (2 * panel_width + ds_lanes)) {
+  Strip(const Operands& operands, size_t row_blocks) : o_(operands), scratch_(row_blocks * rows_size(operands) + keys_size(operands)) {
     for (size_t i = 0; i < row_blocks; ++i) take(blocks_[i]);
-    keys_ = scratch_.take(key_block * lead_);
-    values_ = scratch_.take(key_block * lead_);
-    key_room_ = scratch_.take(key_block * o_.stride);
-    key_panels_ = scratch_.take(key_block * lead_);
-    value_panels_ = scratch_.take(key_block * lead_);
-    p_ = scratch_.take(row_block * panel_width);
-    ds_ = scratch_.take(row_block * panel_width);
-    ds_rows_ = scratch_.take(row_block * ds_lanes);
   }
 
-  static size_t rows_size(const Operands& o) { return row_block * (2 * row_lanes<lane>(o.heads.width) + 3 * o.stride); }
+  static size_t rows_size(const Operands& o) {
+    return row_block * (2 * row_lanes<lane>(o.heads.width) + o.stride) + 2 * stack_size<lane>(row_block, o.heads.width);
+  }
 
   // The rows begin .. begin + count of one key head.
   void run(KeyHead of, const KeySums& sums, size_t begin, size_t count, size_t strip, Turns& turns) {
@@ -113,13 +105,16 @@ class Strip {
   }
 
  private:
-  static size_t keys_size(const Operands& o) { return key_block * (4 * row_lanes<lane>(o.heads.width) + o.stride); }
+  static size_t keys_size(const Operands& o) {
+    return key_block * 4 * row_lanes<lane>(o.heads.width) + stack_size<lane>(key_block, o.heads.width) +
+           row_block * (2 * panel_width + ds_lanes);
+  }
 
   void take(Rows& rows) {
     rows.query = scratch_.take(row_block * lead_);
     rows.dout = scratch_.take(row_block * lead_);
-    rows.query_room = scratch_.take(row_block * o_.stride);
-    rows.dout_room = scratch_.take(row_block * o_.stride);
+    rows.query_room = scratch_.take(stack_size<lane>(row_block, o_.heads.width));
+    rows.dout_room = scratch_.take(stack_size<lane>(row_block, o_.heads.width));
     rows.dq = scratch_.take(row_block * o_.stride);
   }
 
@@ -203,10 +198,8 @@ class Strip {
     const size_t count = seen.end - seen.begin, panel = p * panel_width * lead_, key = first_key_ + p * panel_width;
     panel_product<lane>(p_, count, {rows.query + seen.begin * lead_, lead_}, key_panels_ + panel, depth_);
     panel_product<lane>(ds_, count, {rows.dout + seen.begin * lead_, lead_}, value_panels_ + panel, depth_);
-    if (rows.sight.all(int32_t(key), int32_t(key + panel_width) - 1))
-      differentiate<false>(rows, p, seen);
-    else
-      differentiate<true>(rows, p, seen);
+    const bool all_seen = rows.sight.all(int32_t(key), int32_t(key + panel_width) - 1);
+    all_seen ? differentiate<false>(rows, p, seen) : differentiate<true>(rows, p, seen);
     const size_t stack = seen.begin / per_lane<lane> * o_.stride, depth = count / per_lane<lane>;
     const Block dout = {rows.dout_stack + stack, o_.stride}, query = {rows.query_stack + stack, o_.stride};
     row_product<lane, true, Start::sum>(sums.dv + key * o_.stride, panel_width, {p_, panel_width}, dout, depth);
@@ -253,13 +246,16 @@ class Strip {
   size_t first_key_ = 0;
   size_t depth_ = depth_lanes<lane>(o_.heads.width), lead_ = row_lanes<lane>(o_.heads.width);
   Scratch scratch_;
+  float* keys_ = scratch_.take(key_block * lead_);    // rows
+  float* values_ = scratch_.take(key_block * lead_);  // rows
+  float* key_room_ = scratch_.take(stack_size<lane>(key_block, o_.heads.width));
+  const float* key_stack_ = nullptr;                        // stacked
+  float* key_panels_ = scratch_.take(key_block * lead_);    // panels (D, keys)
+  float* value_panels_ = scratch_.take(key_block * lead_);  // panels
+  float* p_ = scratch_.take(row_block * panel_width);       // panel (rows, keys): scores, then probabilities
+  float* ds_ = scratch_.take(row_block * panel_width);      // panel: their gradient
+  float* ds_rows_ = scratch_.take(row_block * ds_lanes);    // rows of it
   Rows blocks_[most_row_blocks];
-  float *keys_, *values_;              // rows
-  float* key_room_;                    // for the stack
-  const float* key_stack_ = nullptr;   // stacked
-  float *key_panels_, *value_panels_;  // panels (D, keys)
-  float *p_, *ds_;                     // panels (rows, keys): probabilities and gradients of the scores
-  float* ds_rows_;                     // rows of ds
 };
 
 void store_keys(const Operands& o, KeyHead of, const KeySums& sums, size_t block) {
@@ -277,7 +273,7 @@ void run_strips(int threads, const Operands& o, size_t first, size_t count, floa
   const size_t all = size_t(o.heads.rows()), in_cache = most_strip_bytes / (sizeof(float) * Strip<lane>::rows_size(o));
   const size_t row_blocks = pieces_together(threads, count * ((all + row_block - 1) / row_block), std::min(in_cache, most_row_blocks));
   const size_t rows = row_blocks * row_block, strips = (all + rows - 1) / rows;
-  std::deque<Turns> turns;
+  std::vector<Turns> turns;
   for (size_t i = 0; i < count; ++i) turns.emplace_back(strips);
   hand_out(threads, count * strips, [&] {
     return [&, worker = Strip<lane>(o, row_blocks)](size_t i) mutable {
