@@ -19,14 +19,14 @@ namespace {
 
 struct Limit {
   double gemm = 0;  // FLOPs per second of all ranks at once
-  double read = 0;  // bytes per second from memory; generation only
+  double read = 0;  // bytes per second, of as many bytes as the weights have; generation only
 };
 
-Limit read_limit(const StepRequest& r, Comm& comm, int threads) {
+Limit read_limit(const StepRequest& r, const Reading& reading, Comm& comm, int threads) {
   Limit limit;
   comm.barrier();
   for (const double of_rank : gather_values(comm, gemm_peak(compute_dtype(r.config.precision), threads))) limit.gemm += of_rank;
-  if (r.generate > 0) limit.read = read_rate(size_t(512) << 20, threads);
+  if (r.generate > 0) limit.read = MachineLimits(threads).read(size_t(reading.bytes));
   return limit;
 }
 
@@ -92,7 +92,7 @@ int run(const Arguments& args, Comm& comm) {
   const int threads = rank_threads("cpu", r.config.threads, comm);
   const auto backend = make_backend("cpu", threads);
   const Reading reading = r.generate > 0 ? time_generation(r, comm, *backend) : time_training(r, comm, *backend);
-  const Limit limit = read_limit(r, comm, threads);
+  const Limit limit = read_limit(r, reading, comm, threads);
   if (comm.rank() > 0) return 0;
   if (r.json) {
     std::puts(json_line(r, reading, limit, comm.size(), threads).c_str());
