@@ -2,6 +2,8 @@
 #   make quickstart   packages, build, fine-tune the bundled model on 2 ranks, print a sample before and after
 #   make test         packages, build, all tests
 #   make build        the program at build/tessera
+#   make bench        packages, build, measure everything of docs/benchmarks.md anew (hours with PyTorch beside it);
+#                     BENCH_ARGS="--only 135m-qlora" for a row of it, see scripts/bench.py --help
 #   make asan         the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make model        trains the bundled model again from random weights (examples/tiny)
 #   make format check-format budget
@@ -10,9 +12,11 @@ JOBS ?= $(shell nproc)
 PACKAGES = g++ cmake ninja-build libdnnl-dev libhwy-dev libmpich-dev mpich libyaml-cpp-dev nlohmann-json3-dev libsimdjson-dev \
   libspdlog-dev libfmt-dev libpcre2-dev libssl-dev
 TEST_PACKAGES = libgtest-dev clang-format-14 python3
+BENCH_PACKAGES = libbenchmark-dev python3
+BENCH_ARGS ?=
 TINY = examples/tiny
 
-.PHONY: quickstart test build packages test-packages unit asan model format check-format budget clean
+.PHONY: quickstart test build packages test-packages bench unit asan model format check-format budget clean
 
 build: packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF
@@ -28,6 +32,12 @@ test: test-packages check-format budget
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON
 	cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+
+bench: packages
+	@scripts/packages.sh $(BENCH_PACKAGES)
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF -DTESSERA_BENCH=ON
+	cmake --build $(BUILD) -j $(JOBS) --target bench_step bench_ops
+	@scripts/bench.py --build $(BUILD) $(BENCH_ARGS)
 
 asan: test-packages
 	cmake -S . -B $(BUILD)-asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTESSERA_TESTS=ON -DTESSERA_SANITIZE=ON
