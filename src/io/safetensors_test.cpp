@@ -1,9 +1,12 @@
 #include "io/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -311,6 +314,48 @@ TEST(ReadElements, OtherDtypesAreRefusedByName) {
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("norm.weight: dtype I32"), std::string::npos) << e.what();
   }
+}
+
+TEST(StoredTensor, ViewsAreWhereTheBytesLie) {
+  const AllHalves odd(Dtype::bf16);
+  EXPECT_TRUE(odd.tensor.view(0, 65536, nullptr).empty());
+  StoredTensor even = odd.tensor;
+  even.data += 1;
+  const Tensor view = even.view(10, 65525, nullptr);
+  EXPECT_EQ(view.data, even.data + 20);
+  EXPECT_EQ(view.dtype, Dtype::bf16);
+  EXPECT_EQ(view.size(), 65525);
+  even.known_dtype = false;
+  EXPECT_TRUE(even.view(0, 1, nullptr).empty());
+}
+
+// Pages of [at, at + bytes) that this process has in memory: bit 63 of their words in /proc/self/pagemap.
+size_t pages_held(const std::byte* at, size_t bytes) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE)), first = reinterpret_cast<size_t>(at) / page;
+  std::vector<uint64_t> words((bytes + page - 1) / page);
+  std::ifstream map("/proc/self/pagemap", std::ios::binary);
+  map.seekg(std::streamoff(first * sizeof(uint64_t)));
+  map.read(reinterpret_cast<char*>(words.data()), std::streamsize(words.size() * sizeof(uint64_t)));
+  return size_t(std::count_if(words.begin(), words.end(), [](uint64_t word) { return word >> 63; }));
+}
+
+TEST(StoredTensor, ForgottenElementsLeaveMemory) {
+  const TestFolder folder;
+  const int64_t n = int64_t(1) << 20;
+  const std::vector<float> values(size_t(n), 1.5f);
+  write_safetensors(folder / "x.safetensors", {{"a", Dtype::f32, {n}, values.data()}, {"b", Dtype::f32, {n}, values.data()}}, {});
+  const TensorFiles files = TensorFiles::open(folder / "x.safetensors");
+  const StoredTensor &a = files.get("a"), &b = files.get("b");
+  std::vector<float> read(size_t(n), 0);
+  for (const StoredTensor* t : {&a, &b}) {
+    read_elements(host(read), *t, 0, n);
+    ASSERT_GT(pages_held(t->data, t->bytes), 500u);
+  }
+  const size_t of_b = pages_held(b.data, b.bytes);
+  a.forget(0, n);
+  EXPECT_LE(pages_held(a.data, a.bytes), 2u);  // the ends of its range share pages with others
+  EXPECT_GE(pages_held(b.data, b.bytes) + 2, of_b);
+  EXPECT_EQ(a.view(n - 1, 1, nullptr).as<float>()[0], 1.5f);
 }
 
 }  // namespace
