@@ -25,8 +25,8 @@ constexpr int64_t most_depth_bytes = 8192;  // of a column in a group's panels: 
 // Memory of this thread that grows to the largest request; `slot` tells apart pieces in use at once.
 template <class T>
 T* thread_scratch(int slot, size_t count) {
-  thread_local hwy::AlignedFreeUniquePtr<float[]> pieces[3];
-  thread_local size_t rooms[3] = {};
+  thread_local hwy::AlignedFreeUniquePtr<float[]> pieces[4];
+  thread_local size_t rooms[4] = {};
   const size_t floats_needed = (count * sizeof(T) + sizeof(float) - 1) / sizeof(float);
   if (rooms[slot] < floats_needed) pieces[slot] = hwy::AllocateAligned<float>(rooms[slot] = floats_needed);
   return reinterpret_cast<T*>(pieces[slot].get());
@@ -45,17 +45,15 @@ bool must_copy(int64_t depth) {
   return size_t(depth) % numbers_in_step<T> != 0 || size_t(depth) * sizeof(T) % 2048 == 0;
 }
 
-template <class T>
-int64_t copied_stride(int64_t depth) {
-  return (depth + 31) / 32 * 32 + 32;
-}
+int64_t copied_stride(int64_t depth) { return (depth + 31) / 32 * 32 + 32; }
 
+// to = [k, k + depth) of each row.
 template <class T>
-void copy_rows(int threads, T* to, const Tensor& a, int64_t depth) {
-  const int64_t stride = copied_stride<T>(depth);
-  parallel_chunks(threads, a.rows(), 16, [&](int64_t begin, int64_t end) {
+void copy_rows(int threads, T* to, Left<T> from, int64_t rows, int64_t k, int64_t depth) {
+  const int64_t stride = copied_stride(depth);
+  parallel_chunks(threads, rows, 16, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      std::copy_n(a.as<const T>() + r * depth, depth, to + r * stride);
+      std::copy_n(from.rows + r * from.stride + k, depth, to + r * stride);
       to[r * stride + depth] = T(0);
     }
   });
@@ -64,22 +62,26 @@ void copy_rows(int threads, T* to, const Tensor& a, int64_t depth) {
 // to (cols, copied_stride(rows)) = the transpose of a, by way of panels: they hold columns step by step.
 template <class T>
 void copy_transposed(int threads, T* to, const Tensor& a) {
-  const int64_t depth = a.rows(), cols = a.cols(), stride = copied_stride<T>(depth);
+  constexpr int64_t part = 128;
+  const int64_t depth = a.rows(), cols = a.cols(), stride = copied_stride(depth);
   const Factor factor(a);
+  const PanelMaker<T> maker(factor, false);
   parallel_chunks(threads, cols, group_width, [&](int64_t begin, int64_t end) {
-    const PanelMaker<T> maker(factor, false);
-    constexpr int64_t part = 128;
     HWY_ALIGN float panels[group_width * part];
     for (int64_t k = 0; k < depth; k += part) {
       const int64_t count = std::min(part, depth - k);
       const size_t steps = maker.steps(count);
       maker.make(panels, begin, k, count);
-      for (int64_t c = begin; c < end; ++c) {
+      for (int64_t c = begin; c < end; c += int64_t(panel_lanes)) {
         const size_t panel = size_t(c - begin) / panel_width, lane = size_t(c - begin) % panel_width;
-        const bool single = cols - begin - int64_t(panel * panel_width) <= int64_t(panel_lanes);
+        const size_t width = cols - begin - int64_t(panel * panel_width) <= int64_t(panel_lanes) ? panel_lanes : panel_width;
         const float* from = panels + panel * steps * panel_width + lane;
         float* out = reinterpret_cast<float*>(to + c * stride + k);
-        for (size_t s = 0; s < steps; ++s) std::memcpy(out + s, from + s * (single ? panel_lanes : panel_width), sizeof(float));
+        const size_t lanes_used = std::min(size_t(end - c), panel_lanes), apart = size_t(stride) / numbers_in_step<T>;
+        size_t s = 0;
+        for (; s + panel_lanes <= steps; s += panel_lanes) transpose_lanes(out + s, apart, from + s * width, width, lanes_used);
+        for (; s < steps; ++s)
+          for (size_t l = 0; l < lanes_used; ++l) std::memcpy(out + l * apart + s, from + s * width + l, sizeof(float));
       }
     }
   });
@@ -88,6 +90,16 @@ void copy_transposed(int threads, T* to, const Tensor& a) {
 struct Output {
   const Product& p;
   bool swapped;  // the tile's rows are c's columns
+
+  // Fetches what store() will add to.
+  void prefetch(int64_t row, int64_t rows, int64_t col) const {
+    if (!p.accumulate || swapped) return;
+    const int64_t size = int64_t(size_of(p.c.dtype));
+    for (int64_t r = row; r < row + rows; ++r) {
+      const char* at = p.c.as<const char>() + (r * p.c.cols() + col) * size;
+      for (int64_t i = 0; i < int64_t(panel_width) * size; i += 64) hwy::Prefetch(at + i);
+    }
+  }
 
   // sums (rows, panel_width) of the tile at (row, col), cols of them real.
   void store(const float* sums, int64_t row, int64_t rows, int64_t col, int64_t cols) const {
@@ -146,14 +158,16 @@ int64_t tile_height(int64_t left) {
   return 1;
 }
 
-// A product with its left-hand matrices as rows.
+// A product with its left-hand matrices as rows. Its depth is cut into stretches whose panels fit the second-level cache; a product of
+// several stretches keeps the sums of all its tiles in between.
 template <class T, Dot dot>
 class Engine {
  public:
   struct Part {
     Left<T> left;
+    bool copy;  // the rows are copied, stretch by stretch
     const Factor* right;
-    int64_t depth;
+    int64_t begin, depth;  // columns of left, rows of op(right)
   };
 
   Engine(const Product& p, bool swapped, int64_t m, int64_t n, bool transpose_b)
@@ -164,93 +178,120 @@ class Engine {
     depth_ += part.depth;
   }
 
-  void run(int threads) const {
+  void run(int threads) {
     const int64_t groups = (n_ + group_width - 1) / group_width;
     const int64_t bands = std::clamp<int64_t>((8 * threads + groups - 1) / groups, 1, std::max<int64_t>(1, m_ / 24));
     const int64_t tall = (m_ + bands - 1) / bands, band = (tall + int64_t(tile_rows) - 1) / int64_t(tile_rows) * int64_t(tile_rows);
     const int64_t used = (m_ + band - 1) / band, pieces = groups * used;
-    parallel_chunks(threads, pieces, (pieces + threads - 1) / threads, [&](int64_t begin, int64_t end) {
-      Worker worker(*this);
-      for (int64_t i = begin; i < end; ++i) worker.run(i / used, i % used * band, std::min(m_, (i % used + 1) * band));
-    });
+    if (depth_ > most_depth) kept_ = thread_scratch<float>(1, size_t(groups * group_width * (m_ + used * int64_t(tile_rows))));
+    int part = 0;
+    int64_t k = 0;
+    for (bool first = true; first || part < count_; first = false) {
+      Stretch stretch = next_stretch(part, k);
+      stretch.continues = !first, stretch.last = part == count_;
+      copy(threads, stretch);
+      parallel_chunks(threads, pieces, (pieces + threads - 1) / threads, [&](int64_t begin, int64_t end) {
+        Worker worker(*this, stretch);
+        for (int64_t i = begin; i < end; ++i) worker.run(i / used, i % used * band, std::min(m_, (i % used + 1) * band));
+      });
+    }
   }
 
  private:
-  // What one thread has laid out: the panels of a group, for a stretch of depth that fits the cache.
+  static constexpr int64_t most_depth = most_depth_bytes / int64_t(sizeof(T));
+
+  struct Stretch {
+    Part parts[Product::most_terms];
+    int count = 0;
+    bool continues = false, last = true;
+  };
+
+  // From (part, k) on, as much as fits; both then stand where it ends.
+  Stretch next_stretch(int& part, int64_t& k) const {
+    Stretch s;
+    for (int64_t room = most_depth; part < count_ && room > 0;) {
+      const Part& p = parts_[part];
+      const int64_t depth = std::min(room, p.depth - k);
+      s.parts[s.count++] = {p.left, p.copy, p.right, k, depth};
+      room -= depth, k += depth;
+      if (k == p.depth) ++part, k = 0;
+    }
+    return s;
+  }
+
+  void copy(int threads, Stretch& s) const {
+    int64_t size = 0;
+    for (int i = 0; i < s.count; ++i)
+      if (s.parts[i].copy) size += m_ * copied_stride(s.parts[i].depth);
+    T* next = size ? thread_scratch<T>(2, size_t(size)) : nullptr;
+    for (int i = 0; i < s.count; ++i) {
+      Part& p = s.parts[i];
+      if (p.copy) copy_rows(threads, next, p.left, m_, p.begin, p.depth);
+      p.left = p.copy ? Left<T>{next, copied_stride(p.depth)} : Left<T>{p.left.rows + p.begin, p.left.stride};
+      if (p.copy) next += m_ * p.left.stride;
+    }
+  }
+
+  // One thread: it has laid out the panels of a group, for one stretch.
   class Worker {
    public:
-    explicit Worker(const Engine& e) : e_(e), whole_(e.depth_ <= most_depth), panels_(thread_scratch<float>(0, panel_floats())) {}
+    Worker(const Engine& e, const Stretch& s) : e_(e), s_(s), panels_(thread_scratch<float>(0, size())) {}
 
     void run(int64_t group, int64_t begin, int64_t end) {
       col_ = group * group_width;
-      if (whole_) {
-        if (group != made_) count_ = 0, lay_out(0, 0);
-        made_ = group;
-        return tiles(begin, end, nullptr, false, true);
-      }
-      float* sums = thread_scratch<float>(1, size_t(end - begin + int64_t(tile_rows)) * size_t(group_width));
-      int part = 0;
-      int64_t k = 0;
-      for (bool first = true; part < e_.count_; first = false) {
-        std::tie(part, k) = lay_out(part, k);
-        tiles(begin, end, sums, !first, part == e_.count_);
-      }
+      if (group != made_) lay_out();
+      made_ = group;
+      tiles(begin, end);
     }
 
    private:
-    static constexpr int64_t most_depth = most_depth_bytes / int64_t(sizeof(T));
-    size_t panel_floats() const {
-      const int64_t depth = std::min(e_.depth_, most_depth) + int64_t(e_.count_) * int64_t(numbers_in_step<T>);
-      return size_t(group_width) * PanelMaker<T>::steps(depth) + panel_width;
+    size_t size() const {
+      size_t steps = 0;
+      for (int i = 0; i < s_.count; ++i) steps += PanelMaker<T>::steps(s_.parts[i].depth);
+      return size_t(group_width) * steps;
     }
 
-    // Makes the panels from (part, k) on, as much as fits; returns where it stopped.
-    std::pair<int, int64_t> lay_out(int part, int64_t k) {
-      count_ = 0;
+    void lay_out() {
       float* to = panels_;
-      for (int64_t room = most_depth; part < e_.count_ && room > 0; ++part, k = 0) {
-        const Part& p = e_.parts_[part];
-        const int64_t depth = std::min(room, p.depth - k);
-        PanelMaker<T>(*p.right, e_.transpose_b_).make(to, col_, k, depth);
-        laid_[count_++] = {p.left.rows + k, p.left.stride, to, PanelMaker<T>::steps(depth)};
-        to += size_t(group_width) * PanelMaker<T>::steps(depth);
-        room -= depth;
-        if (k + depth < p.depth) return {part, k + depth};
+      for (int i = 0; i < s_.count; ++i) {
+        const Part& p = s_.parts[i];
+        PanelMaker<T>(*p.right, e_.transpose_b_).make(to, col_, p.begin, p.depth);
+        laid_[i] = {to, PanelMaker<T>::steps(p.depth)};
+        to += size_t(group_width) * laid_[i].steps;
       }
-      return {part, k};
     }
 
-    // `kept`: sums of all rows between stretches of depth; null when there is one stretch.
-    void tiles(int64_t begin, int64_t end, float* kept, bool continues, bool last) {
-      HWY_ALIGN float local[tile_rows * panel_width];
+    void tiles(int64_t begin, int64_t end) const {
       for (int64_t row = begin, height; row < end; row += height) {
         height = tile_height(end - row);
-        for (size_t panel = 0; panel < group_panels && col_ + int64_t(panel * panel_width) < e_.n_; ++panel) {
-          const int64_t col = col_ + int64_t(panel * panel_width), cols = std::min(e_.n_ - col, int64_t(panel_width));
-          float* sums = kept ? kept + size_t(row - begin) * size_t(group_width) + panel * size_t(height) * panel_width : local;
-          Segment<T> segments[Product::most_terms];
-          for (int i = 0; i < count_; ++i) {
-            const Laid& l = laid_[i];
-            segments[i] = {l.a + row * l.stride, size_t(l.stride), l.panels + panel * l.steps * panel_width, l.steps,
-                           l.a + std::min(row + height, end - height) * l.stride};
-          }
-          run_tile<T, dot>(sums, continues, segments, size_t(count_), height, cols <= int64_t(panel_lanes));
-          if (last) e_.output_.store(sums, row, height, col, cols);
-        }
+        for (size_t panel = 0; panel < group_panels && col_ + int64_t(panel * panel_width) < e_.n_; ++panel)
+          tile(row, height, std::min(row + height, end - height), panel);
       }
+    }
+
+    void tile(int64_t row, int64_t height, int64_t next_row, size_t panel) const {
+      HWY_ALIGN float local[tile_rows * panel_width];
+      const int64_t col = col_ + int64_t(panel * panel_width), cols = std::min(e_.n_ - col, int64_t(panel_width));
+      float* sums = e_.kept_ ? e_.kept_ + (col_ * e_.m_ + row * group_width) + int64_t(panel) * height * int64_t(panel_width) : local;
+      Segment<T> segments[Product::most_terms];
+      for (int i = 0; i < s_.count; ++i) {
+        const Left<T>& a = s_.parts[i].left;
+        segments[i] = {a.rows + row * a.stride, size_t(a.stride), laid_[i].panels + panel * laid_[i].steps * panel_width, laid_[i].steps,
+                       a.rows + next_row * a.stride};
+      }
+      if (s_.last) e_.output_.prefetch(row, height, col);
+      run_tile<T, dot>(sums, s_.continues, segments, size_t(s_.count), height, cols <= int64_t(panel_lanes));
+      if (s_.last) e_.output_.store(sums, row, height, col, cols);
     }
 
     struct Laid {
-      const T* a;
-      int64_t stride;
       const float* panels;
       size_t steps;
     };
     const Engine& e_;
-    const bool whole_;
+    const Stretch& s_;
     float* panels_;
     Laid laid_[Product::most_terms];
-    int count_ = 0;
     int64_t col_ = 0, made_ = -1;
   };
 
@@ -260,6 +301,7 @@ class Engine {
   Part parts_[Product::most_terms];
   int count_ = 0;
   int64_t depth_ = 0;
+  float* kept_ = nullptr;  // sums between stretches: groups of columns, rows of group_width in them
 };
 
 // The gradient of a narrow matrix (an adapter's B): c^T = b^T a instead, so that the long matrix is the one laid out in panels.
@@ -271,33 +313,27 @@ template <class T, Dot dot>
 void multiply(int threads, const Product& p) {
   const bool swapped = better_swapped(p);
   const int64_t m = swapped ? p.c.cols() : p.c.rows(), n = swapped ? p.c.rows() : p.c.cols();
-  Engine<T, dot> engine(p, swapped, m, n, p.transpose_b);
-  int64_t copies = 0, products = 0;
+  const Factor swapped_right = swapped ? Factor(p.term[0].a) : Factor();
   const auto left = [&](int i) { return swapped ? p.term[i].b.dense : p.term[i].a; };
   const auto depth = [&](int i) { return p.transpose_a ? left(i).rows() : left(i).cols(); };
-  const auto copied = [&](int i) { return p.transpose_a || must_copy<T>(depth(i)); };
+  int64_t products = 0, turned = 0;
   for (int i = 0; i < p.terms; ++i) {
     products += m * n * depth(i);
-    if (copied(i)) copies += m * copied_stride<T>(depth(i));
+    if (p.transpose_a) turned += m * copied_stride(depth(i));
   }
   threads = worth_threads(threads, products);
-  T* next = copies ? thread_scratch<T>(2, size_t(copies)) : nullptr;
-  Factor swapped_right;
-  if (swapped) swapped_right = p.term[0].a;
+  T* next = turned ? thread_scratch<T>(3, size_t(turned)) : nullptr;
+  Engine<T, dot> engine(p, swapped, m, n, p.transpose_b);
   for (int i = 0; i < p.terms; ++i) {
     const int64_t k = depth(i);
     if (k == 0) continue;
-    const Factor* right = swapped ? &swapped_right : &p.term[i].b;
-    if (!copied(i)) {
-      engine.add({{left(i).template as<const T>(), k}, right, k});
-      continue;
-    }
-    if (p.transpose_a)
+    Left<T> rows{left(i).template as<const T>(), k};
+    if (p.transpose_a) {
       copy_transposed(threads, next, left(i));
-    else
-      copy_rows(threads, next, left(i), k);
-    engine.add({{next, copied_stride<T>(k)}, right, k});
-    next += m * copied_stride<T>(k);
+      rows = {next, copied_stride(k)};
+      next += m * rows.stride;
+    }
+    engine.add({rows, !p.transpose_a && must_copy<T>(k), swapped ? &swapped_right : &p.term[i].b, 0, k});
   }
   engine.run(threads);
 }
@@ -321,7 +357,9 @@ namespace {
 HWY_EXPORT(gemm);
 }  // namespace
 
-void CpuBackend::gemm(const Product& p) { HWY_DYNAMIC_DISPATCH(gemm)(threads_, p); }
+void CpuBackend::gemm(const Product& p) {
+  if (!gemm_few_rows(p)) HWY_DYNAMIC_DISPATCH(gemm)(threads_, p);
+}
 
 }  // namespace tessera
 #endif
