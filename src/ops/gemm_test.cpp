@@ -56,6 +56,77 @@ TEST_P(Gemm, ScalesAndAccumulates) {
         }
 }
 
+// Depths around the cuts: pairs, the rows that are copied because they start on one set of the cache, stretches of panels, narrow outputs.
+TEST_P(Gemm, AnyDepthAndWidth) {
+  for (const Sizes s : {Sizes{13, 40, 1024}, {25, 70, 9001}, {5, 16, 513}, {700, 8, 130}, {64, 17, 2048}, {1600, 3, 77}})
+    for (const Trans ta : both)
+      for (const Trans tb : both) {
+        TestMemory own(*backend);
+        const Tensor a = own.random(dtype, s.a(ta), 1), b = own.random(dtype, s.b(tb), 2), c = own.random(Dtype::f32, {s.m, s.n}, 3);
+        const std::vector<double> before = to_doubles(c);
+        gemm(c, a, ta, b, tb, 0.5f, true);
+        expect_close(c, product(s, a, ta, b, tb, 0.5, before), 1e-5, s.m > s.n ? "tall" : "wide");
+      }
+}
+
+// c = c + alpha (x W^T + t B^T) + bias + addend, rounded once.
+TEST_P(Gemm, SumOfTermsBiasAndAddend) {
+  const Sizes wide{37, 150, 600}, low{37, 150, 5};
+  for (const Trans tb : both)
+    for (const bool accumulate : {false, true}) {
+      TestMemory own(*backend);
+      const Tensor x = own.random(dtype, wide.a(Trans::no), 1), w = own.random(dtype, wide.b(tb), 2);
+      const Tensor t = own.random(dtype, low.a(Trans::no), 3), b = own.random(dtype, low.b(tb), 4);
+      Product p;
+      p.c = own.random(dtype, {37, 150}, 5), p.transpose_b = tb == Trans::yes, p.alpha = 0.25f, p.accumulate = accumulate;
+      p.bias = own.random(dtype, {150}, 6), p.addend = own.random(dtype, {37, 150}, 7);
+      p.add(x, w), p.add(t, b);
+      std::vector<double> wanted = to_doubles(p.addend), bias = to_doubles(p.bias), before = to_doubles(p.c);
+      for (size_t i = 0; i < wanted.size(); ++i) wanted[i] += bias[i % 150] + (accumulate ? before[i] : 0);
+      wanted = product(low, t, Trans::no, b, tb, 0.25, product(wide, x, Trans::no, w, tb, 0.25, wanted));
+      gemm(p);
+      expect_close(p.c, wanted, tolerance, "terms");
+    }
+}
+
+// A matrix of codes takes part with exactly its decoded values, in every place of a sum, whatever its sizes.
+TEST_P(Gemm, CodesAreTheirDecodedValues) {
+  for (const bool nested : {false, true})
+    for (const Trans tb : both)
+      for (const Sizes s : {Sizes{21, 192, 128}, {9, 100, 64}, {30, 30, 50}, {300, 33, 7}}) {
+        TestMemory own(*backend);
+        const Shape shape = s.b(tb);
+        const int64_t size = shape.size(), blocks = (size + 63) / 64;
+        float table[16], map[256];
+        for (int i = 0; i < 16; ++i) table[i] = float(i * i - 100) / 125;
+        for (int i = 0; i < 256; ++i) map[i] = float(i - 128) / 128;
+        Codes4 w;
+        w.rows = shape.dim[0], w.cols = shape.dim[1], w.table = table, w.map = map;
+        w.codes = own.zeros(Dtype::u8, {(size + 1) / 2});
+        for (int64_t i = 0; i < w.codes.size(); ++i) w.codes.as<uint8_t>()[i] = uint8_t(i * 37 + i / 64);
+        const Tensor scales = own.random(Dtype::f32, {blocks}, 9);
+        if (nested) {
+          w.absmax = own.zeros(Dtype::u8, {blocks});
+          for (int64_t i = 0; i < blocks; ++i) w.absmax.as<uint8_t>()[i] = uint8_t(i * 11);
+          w.nested_absmax = own.random(Dtype::f32, {(blocks + 255) / 256}, 7), w.nested_offset = own.random(Dtype::f32, {1}, 8);
+          backend->nested_decode(scales, w.absmax, w.nested_absmax, w.nested_offset, map);
+        } else {
+          w.absmax = scales;
+        }
+        const Tensor values = own.zeros(dtype, shape), a = own.random(dtype, s.a(Trans::no), 1);
+        backend->codebook4_decode(values, w.codes, scales, table, 64);
+        std::vector<double> results[2];
+        for (const bool decoded : {false, true}) {
+          Product p;
+          p.c = own.zeros(dtype, {s.m, s.n}), p.transpose_b = tb == Trans::yes;
+          p.add(a, values), p.add(a, decoded ? Factor(values) : Factor(w));
+          gemm(p);
+          results[decoded] = to_doubles(p.c);
+        }
+        EXPECT_EQ(results[0], results[1]);
+      }
+}
+
 TEST_P(Gemm, FlattensRankFour) {
   const Sizes s{2 * 3 * 5, 6, 4};
   const Tensor a = memory.random(dtype, {2, 3, 5, 4}, 1), b = memory.random(dtype, {6, 4}, 2), c = memory.zeros(dtype, {2, 3, 5, 6});
