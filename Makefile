@@ -29,7 +29,8 @@ test-packages: packages
 	@scripts/packages.sh $(TEST_PACKAGES)
 
 test: test-packages check-format budget
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON
+	@scripts/packages.sh $(BENCH_PACKAGES)
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON -DTESSERA_BENCH=ON
 	cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 

@@ -12,9 +12,9 @@
 namespace tessera {
 namespace {
 
-// Rows of logits formed at once, of `rows`: even parts of about 32 MiB, at least 64 rows. By shapes alone, so sums have one order.
+// Rows of logits formed at once, of `rows`: even parts of at most 64 MiB, at least 64 rows. By shapes alone, so sums have one order.
 int64_t chunk_rows(int64_t rows, int64_t V, Dtype dtype) {
-  const int64_t most = std::max<int64_t>(64, (int64_t(33) << 20) / (V * int64_t(size_of(dtype))));
+  const int64_t most = std::max<int64_t>(64, (int64_t(64) << 20) / (V * int64_t(size_of(dtype))));
   const int64_t parts = (rows + most - 1) / most, even = (rows + parts - 1) / parts;
   return (even + 7) / 8 * 8;
 }

@@ -4,9 +4,13 @@
 
 namespace tessera {
 
+// Who forms products: kernels of our own, or oneDNN where the processor has matrix tiles (AMX), which only it uses.
+enum class ProductEngine { panels, onednn };
+ProductEngine best_product_engine();
+
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads) : threads_(threads) {}
+  explicit CpuBackend(int threads, ProductEngine engine = best_product_engine()) : threads_(threads), engine_(engine) {}
   std::string describe() const override;
   int threads() const override { return threads_; }
 
@@ -53,6 +57,7 @@ class CpuBackend final : public Backend {
   void gemm_onednn(const Product&);
 
   int threads_;
+  ProductEngine engine_;
 };
 
 }  // namespace tessera

@@ -358,7 +358,9 @@ HWY_EXPORT(gemm);
 }  // namespace
 
 void CpuBackend::gemm(const Product& p) {
-  if (!gemm_few_rows(p)) HWY_DYNAMIC_DISPATCH(gemm)(threads_, p);
+  if (gemm_few_rows(p)) return;
+  if (engine_ == ProductEngine::onednn) return gemm_onednn(p);
+  HWY_DYNAMIC_DISPATCH(gemm)(threads_, p);
 }
 
 }  // namespace tessera

@@ -1,8 +1,9 @@
-// Products by oneDNN. A product is cut into tiles of the output by its sizes alone, and each tile is computed by one thread: the bits do
-// not depend on the number of threads.
+// Products by oneDNN, for processors whose matrix tiles it knows. A product is cut into tiles of the output by its sizes alone, and each
+// tile is computed by one thread: the bits do not depend on the number of threads.
 #include <dnnl.hpp>
 
 #include <bit>
+#include <cassert>
 #include <cstdlib>
 #include <map>
 #include <tuple>
@@ -204,9 +205,16 @@ Tensor decoded(CpuBackend& backend, const Codes4& codes, Dtype dtype) {
 
 }  // namespace
 
+ProductEngine best_product_engine() {
+  static const bool tiles = dnnl::get_effective_cpu_isa() == dnnl::cpu_isa::avx512_core_amx;
+  return tiles ? ProductEngine::onednn : ProductEngine::panels;
+}
+
 void CpuBackend::gemm_onednn(const Product& p) {
   if (p.c.size() == 0) return;
-  bool accumulate = p.accumulate;
+  assert(p.addend.empty() || p.addend.data != p.c.data || !p.accumulate);
+  const bool in_place = !p.addend.empty() && p.addend.data == p.c.data;
+  bool accumulate = p.accumulate || in_place;
   for (int i = 0; i < p.terms; ++i) {
     const Tensor a = p.term[i].a;
     if (a.size() == 0) continue;
@@ -216,7 +224,7 @@ void CpuBackend::gemm_onednn(const Product& p) {
   }
   if (!accumulate) fill_zero(p.c);
   if (!p.bias.empty()) add_bias(p.c, p.bias);
-  if (!p.addend.empty()) add(p.c, p.c, p.addend);
+  if (!p.addend.empty() && !in_place) add(p.c, p.c, p.addend);
 }
 
 }  // namespace tessera
