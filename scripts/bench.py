@@ -59,6 +59,7 @@ class Row:
 ROWS = [
     Row("135m-qlora", "135m", "qlora"),
     Row("135m-qlora-keep", "135m", "qlora", recompute=False),
+    Row("135m-qlora-default", "135m", "qlora", recompute="auto"),  # what each gives who does not ask
     Row("135m-qlora-bs4", "135m", "qlora", rows=4),
     Row("135m-qlora-bs4-keep", "135m", "qlora", rows=4, recompute=False),
     Row("135m-lora", "135m", "lora"),
@@ -76,6 +77,7 @@ ROWS = [
     Row("260k-qlora", "260k", "qlora", seq=256, rows=8, steps=200, peer=False),  # the peer has no such shape
     Row("260k-full", "260k", "full", seq=256, rows=8, steps=200, peer=False),
     Row("1b-qlora", "1b", "qlora", seq=256, peer_steps=2),
+    Row("1b-qlora-default", "1b", "qlora", seq=256, recompute="auto", peer_steps=2),  # what each gives who does not ask
     Row("1b-qlora-keep", "1b", "qlora", seq=256, recompute=False, peer_steps=2),
     Row("1b-qlora-512x2", "1b", "qlora", rows=2, peer_steps=2),
     Row("1b-lora", "1b", "lora", seq=256, peer_steps=2),
