@@ -53,21 +53,35 @@ std::vector<int64_t> stop_ids(const ModelConfig& config, const Tokenizer& tokeni
   return {};
 }
 
+using Clock = std::chrono::steady_clock;
+double seconds_between(Clock::time_point begin, Clock::time_point end) { return std::chrono::duration<double>(end - begin).count(); }
+
+// The first new token ends the run of the prompt; the rate is that of the others.
+void report(const LoadedModel& model, size_t prompt, size_t count, Clock::time_point start, Clock::time_point first) {
+  std::string line = str(prompt, " prompt tokens in ", fixed(seconds_between(start, first), 2), " s, ", count, " new ones");
+  if (count > 1) {
+    const double seconds = seconds_between(first, Clock::now()), rate = double(count - 1) / seconds;
+    line += str(" in ", fixed(seconds, 2), " s: ", fixed(rate, 1), " tokens/s, ", fixed(rate * weight_bytes(model.model) * 1e-9, 1),
+                " GB/s of weights");
+  }
+  say(line);
+}
+
 void stream(LoadedModel& model, const Tokenizer& tokenizer, const GenerateOptions& o) {
   const std::vector<int32_t> prompt = tokenizer.encode(templated(o), true);
   TokenStream text(tokenizer, true);
   for (const int32_t id : prompt) text.next(id);
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
+  Clock::time_point first = start;
   const auto ids = generate(model.pass, prompt, o.max_new_tokens, stop_ids(model.config, tokenizer), o.sampling, [&](int32_t id) {
+    if (first == start) first = Clock::now();
     std::fputs(text.next(id).c_str(), stdout);
     std::fflush(stdout);
     return true;
   });
   std::puts(text.rest().c_str());
   std::fflush(stdout);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  say(str(prompt.size(), " prompt tokens, ", ids.size(), " new ones in ", fixed(seconds, 2), " s, ", fixed(double(ids.size()) / seconds, 1),
-          " tokens/s"));
+  report(model, prompt.size(), ids.size(), start, first);
 }
 
 }  // namespace

@@ -23,4 +23,7 @@ int32_t sample(const std::vector<float>& logits, const SamplingOptions&, uint64_
 std::vector<int32_t> generate(Pass&, const std::vector<int32_t>& prompt, int64_t max_new, const std::vector<int64_t>& stop,
                               const SamplingOptions&, const std::function<bool(int32_t)>& on_id);
 
+// Bytes of weights that are read for one new token: all but an embedding that is not the head as well.
+double weight_bytes(const Model&);
+
 }  // namespace tessera
