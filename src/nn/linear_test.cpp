@@ -109,20 +109,20 @@ TEST(Linear, Nf4BaseIsItsDecodedMatrix) {
 // Dropout acts in training only, and its mask belongs to the sample, not to its place in the batch.
 TEST(Linear, DropoutBelongsToTheSample) {
   NnTest t;
-  Context ctx = t.context(2, 3, 4);
+  Context ctx = t.context(2, 7, 4);
   const Linear l = t.linear("v", 5, 6, 1, false, false, 2, 0.5f);
-  const Tensor x = t.memory.random(Dtype::f32, {6, 6}, 2), y = t.memory.zeros(Dtype::f32, {6, 5}),
-               still = t.memory.zeros(Dtype::f32, {6, 5});
+  const Tensor x = t.memory.random(Dtype::f32, {14, 6}, 2), y = t.memory.zeros(Dtype::f32, {14, 5}),
+               still = t.memory.zeros(Dtype::f32, {14, 5});
   linear_forward(still, l, x, nullptr, ctx);
   ctx.training = true;
   linear_forward(y, l, x, nullptr, ctx);
   EXPECT_NE(to_doubles(y), to_doubles(still));
-  Context second = t.context(1, 3, 4);
+  Context second = t.context(1, 7, 4);
   second.training = true;
   second.row_keys.as<int64_t>()[0] = 101;
-  const Tensor alone = t.memory.zeros(Dtype::f32, {3, 5});
-  linear_forward(alone, l, x.rows_from(3, 3), nullptr, second);
-  EXPECT_EQ(to_doubles(alone), to_doubles(y.rows_from(3, 3)));
+  const Tensor alone = t.memory.zeros(Dtype::f32, {7, 5});
+  linear_forward(alone, l, x.rows_from(7, 7), nullptr, second);
+  EXPECT_EQ(to_doubles(alone), to_doubles(y.rows_from(7, 7)));
 }
 
 }  // namespace

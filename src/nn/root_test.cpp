@@ -57,7 +57,7 @@ TEST(Root, RowsWithoutTargetGetNoGradient) {
   for (int i = 0; i < 32; ++i) EXPECT_EQ(dx.as<float>()[i], 0);
 }
 
-// More rows than one chunk of logits (a vocabulary so large that a chunk is 64 rows).
+// More rows than one chunk of logits: a vocabulary so large that they go in two.
 TEST(Root, ChunksAddUp) {
   NnTest t;
   const int64_t V = 140000, rows = 150;
