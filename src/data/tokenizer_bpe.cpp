@@ -21,14 +21,24 @@ uint64_t pair_of(int32_t left, int32_t right) { return uint64_t(uint32_t(left)) 
 }  // namespace
 
 Vocabulary::Vocabulary(std::vector<std::string> pieces) : pieces_(std::move(pieces)) {
-  ids_.reserve(pieces_.size());
-  for (size_t id = 0; id < pieces_.size(); ++id)
-    if (!pieces_[id].empty()) ids_[pieces_[id]] = int32_t(id);
+  slots_.resize(std::bit_ceil(pieces_.size() + pieces_.size() / 2 + 2));
+  for (size_t id = 0; id < pieces_.size(); ++id) {
+    if (pieces_[id].empty()) continue;
+    const auto hash = uint32_t(std::hash<std::string_view>{}(pieces_[id]));
+    slots_[slot_of(pieces_[id], hash)] = {hash, int32_t(id)};
+  }
+}
+
+size_t Vocabulary::slot_of(std::string_view piece, uint32_t hash) const {
+  const size_t mask = slots_.size() - 1;
+  size_t slot = hash & mask;
+  while (slots_[slot].id >= 0 && (slots_[slot].hash != hash || pieces_[size_t(slots_[slot].id)] != piece)) slot = (slot + 1) & mask;
+  return slot;
 }
 
 int32_t Vocabulary::find(std::string_view piece) const {
-  const auto found = ids_.find(piece);
-  return found == ids_.end() ? -1 : found->second;
+  if (slots_.empty()) return -1;
+  return slots_[slot_of(piece, uint32_t(std::hash<std::string_view>{}(piece)))].id;
 }
 
 MergeTable::MergeTable(size_t count) : mask_(std::bit_ceil(count + count / 2 + 2) - 1), slots_(mask_ + 1) {}

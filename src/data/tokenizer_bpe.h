@@ -5,7 +5,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace tessera::tokenizing {
@@ -25,8 +24,14 @@ class Vocabulary {
   int32_t size() const { return int32_t(pieces_.size()); }            // highest id + 1
 
  private:
+  struct Slot {
+    uint32_t hash = 0;
+    int32_t id = -1;
+  };
+  size_t slot_of(std::string_view piece, uint32_t hash) const;
+
   std::vector<std::string> pieces_;
-  std::unordered_map<std::string_view, int32_t> ids_;
+  std::vector<Slot> slots_;  // open addressing, at most two thirds full; empty without pieces
 };
 
 struct Merge {

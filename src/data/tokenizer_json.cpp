@@ -5,24 +5,30 @@
 
 #include "core/error.h"
 #include "core/text.h"
+#include "data/tokenizer_lists.h"
 #include "io/file.h"
 
 namespace tessera::tokenizing {
 namespace {
 
-using nlohmann::json;  // sorted keys: insertion stays fast with 128,000 of them
+using nlohmann::json;
 
 constexpr char kGpt2Split[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-// Runs `read` on the parsed file; JSON errors become ours.
+// Runs `read` on the text of the file; JSON errors become ours.
 template <class F>
-auto with_json(const std::string& path, F&& read) {
+auto with_text(const std::string& path, F&& read) {
   try {
-    const std::string text = read_file(path);
-    return read(json::parse(text));
+    return read(read_file(path));
   } catch (const json::exception& e) {
     fail(path, e.what(), str("the JSON that Hugging Face libraries write to ", file_name(path)), "copy or download the file again");
   }
+}
+
+// Runs `read` on the parsed file.
+template <class F>
+auto with_json(const std::string& path, F&& read) {
+  return with_text(path, [&](const std::string& text) { return read(json::parse(text)); });
 }
 
 int32_t token_id(int64_t id, const std::string& token, const std::string& path) {
@@ -39,7 +45,7 @@ class Reader {
   std::vector<PreTokenizer> pre_tokenizers(const json& root) const;
   std::optional<std::vector<Decoder>> decoders(const json& root) const;
   void post_processor(const json& root, Pipeline&) const;
-  Bpe model(const json& model) const;
+  Bpe model(const TokenizerFile&) const;
   std::vector<AddedToken> added_tokens(const json& root, const Vocabulary&) const;
 
  private:
@@ -62,8 +68,8 @@ class Reader {
   Behavior behavior(const std::string& name) const;
   PrependScheme prepend_scheme(const json& step) const;
   void template_ids(const json& step, Pipeline&) const;
-  Vocabulary vocabulary(const json& vocab) const;
-  MergeTable merges(const json& list, const Vocabulary&) const;
+  Vocabulary vocabulary(const TokenizerFile&) const;
+  MergeTable merges(const TokenizerFile&, const Vocabulary&) const;
   int32_t merge_part(const Vocabulary&, std::string_view piece, size_t rank) const;
   int32_t id(const json& value, const std::string& token) const { return token_id(value.get<int64_t>(), token, path_); }
 
@@ -192,11 +198,12 @@ void Reader::post_processor(const json& root, Pipeline& out) const {
   });
 }
 
-Vocabulary Reader::vocabulary(const json& vocab) const {
+Vocabulary Reader::vocabulary(const TokenizerFile& file) const {
+  const auto list = file.vocabulary();
   int32_t size = 0;
-  for (const auto& [piece, value] : vocab.items()) size = std::max(size, id(value, piece) + 1);
-  std::vector<std::string> pieces(size);
-  for (const auto& [piece, value] : vocab.items()) pieces[value.get<int32_t>()] = piece;
+  for (const auto& [piece, id] : list) size = std::max(size, token_id(id, std::string(piece), path_) + 1);
+  std::vector<std::string> pieces(static_cast<size_t>(size));
+  for (const auto& [piece, id] : list) pieces[size_t(id)] = piece;
   return Vocabulary(std::move(pieces));
 }
 
@@ -206,40 +213,39 @@ int32_t Reader::merge_part(const Vocabulary& vocabulary, std::string_view piece,
   return id;
 }
 
-MergeTable Reader::merges(const json& list, const Vocabulary& vocabulary) const {
+MergeTable Reader::merges(const TokenizerFile& file, const Vocabulary& vocabulary) const {
+  const std::vector<MergeText> list = file.merges();
   MergeTable table(list.size());
   int32_t rank = 0;
   std::string joined;
-  for (const json& merge : list) {
-    std::string_view left, right;
-    if (merge.is_string()) {
-      const std::string_view text = merge.get_ref<const std::string&>();
+  for (MergeText merge : list) {
+    if (merge.one_text) {
+      const std::string_view text = merge.left;
       if (starts_with(text, "#version")) continue;
       const size_t space = text.find(' ');
       if (space == text.npos || text.find(' ', space + 1) != text.npos)
         wrong(str("merge ", rank, " is \"", text, "\""), "two tokens with one space between");
-      left = text.substr(0, space), right = text.substr(space + 1);
-    } else {
-      left = merge.at(0).get_ref<const std::string&>(), right = merge.at(1).get_ref<const std::string&>();
+      merge.left = text.substr(0, space), merge.right = text.substr(space + 1);
     }
-    joined.assign(left).append(right);
-    const int32_t left_id = merge_part(vocabulary, left, rank), right_id = merge_part(vocabulary, right, rank);
-    table.set(left_id, right_id, {rank, merge_part(vocabulary, joined, rank)});
+    joined.assign(merge.left).append(merge.right);
+    const int32_t left = merge_part(vocabulary, merge.left, rank), right = merge_part(vocabulary, merge.right, rank);
+    table.set(left, right, {rank, merge_part(vocabulary, joined, rank)});
     ++rank;
   }
   return table;
 }
 
-Bpe Reader::model(const json& model) const {
-  const std::string type = child(model, "type").is_null() && model.contains("merges") ? "BPE" : text_or_empty(child(model, "type"));
+Bpe Reader::model(const TokenizerFile& file) const {
+  const json& model = file.rest().at("model");
+  const std::string type = child(model, "type").is_null() && file.has_merges() ? "BPE" : text_or_empty(child(model, "type"));
   if (type != "BPE") unsupported("model type " + (type.empty() ? "(none)" : type), "BPE");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (!text_or_empty(child(model, key)).empty()) unsupported(str(key, " \"", text_or_empty(child(model, key)), "\""), "null or \"\"");
   const json& dropout = child(model, "dropout");
   if (!dropout.is_null() && dropout.get<double>() != 0) unsupported("BPE dropout", "null or 0");
 
-  Vocabulary vocabulary = this->vocabulary(model.at("vocab"));
-  MergeTable table = merges(model.at("merges"), vocabulary);
+  Vocabulary vocabulary = this->vocabulary(file);
+  MergeTable table = merges(file, vocabulary);
   BpeRules rules{flag(model, "ignore_merges"), flag(model, "byte_fallback"), flag(model, "fuse_unk"), -1};
   const std::string unk = text_or_empty(child(model, "unk_token"));
   if (!unk.empty()) rules.unk = vocabulary.find(unk);
@@ -286,9 +292,11 @@ std::optional<bool> choice(const json& root, const char* key) {
 }  // namespace
 
 Pipeline read_tokenizer_json(const std::string& path) {
-  return with_json(path, [&](const json& root) {
+  return with_text(path, [&](const std::string& text) {
+    const TokenizerFile file(text);
+    const json& root = file.rest();
     const Reader reader(path);
-    Bpe model = reader.model(root.at("model"));
+    Bpe model = reader.model(file);
     std::vector<AddedToken> added = reader.added_tokens(root, model.vocabulary());
     std::vector<Normalizer> normalizers = reader.normalizers(root);
     AddedTokens found(std::move(added), normalizers);
