@@ -12,7 +12,7 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/codebook4.cpp"
 #include "hwy/foreach_target.h"
 // foreach_target.h comes before the headers it compiles again
-#include "backend/cpu/simd.h"
+#include "backend/cpu/codes4-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -42,11 +42,6 @@ HWY_INLINE void load_pairs(D d, const F16* x, V& even, V& odd) {
   const auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(x));
   even = from_f16(d, both);
   odd = from_f16(d, hn::ShiftRight<16>(both));
-}
-
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V flush(D d, V x) {
-  return hn::IfThenZeroElse(hn::Lt(hn::Abs(x), hn::Set(d, FLT_MIN)), x);
 }
 
 // The 15 thresholds in the order a binary search asks for them.
@@ -138,47 +133,6 @@ void encode(uint8_t* codes, float* absmax, Tensor x, const float* table, int64_t
   if (x.dtype == Dtype::bf16) return encode_range(codes, absmax, x.as<const Bf16>(), n, search, block, begin, end);
   if (x.dtype == Dtype::f16) return encode_range(codes, absmax, x.as<const F16>(), n, search, block, begin, end);
   encode_range(codes, absmax, x.as<const float>(), n, search, block, begin, end);
-}
-
-// A block has only 16 different values: the products of the table and its scale, rounded to T. Decoding looks up their bytes.
-template <class T>
-HWY_INLINE void multiply(T* products, const float* table, float scale) {
-  const hn::CappedTag<float, 16> d;
-  for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
-    auto value = hn::Mul(hn::LoadU(d, table + i), hn::Set(d, scale));
-    if (scale < 0x1p-100f) value = hn::CopySign(flush(d, value), value);
-    store(value, d, products + i);
-  }
-}
-
-// The first `count` values of a block, a multiple of 32.
-HWY_INLINE void look_up(Bf16* out, const uint8_t* codes, const Bf16* products, int64_t count) {
-  const hn::FixedTag<uint8_t, 16> d;
-  hn::Vec<decltype(d)> p0, p1;
-  hn::LoadInterleaved2(d, reinterpret_cast<const uint8_t*>(products), p0, p1);
-  for (int64_t i = 0; i < count; i += 32) {
-    const auto both = hn::LoadU(d, codes + i / 2), high = hn::ShiftRight<4>(both), low = hn::And(both, hn::Set(d, 15));
-    hn::StoreInterleaved4(hn::TableLookupBytes(p0, high), hn::TableLookupBytes(p1, high), hn::TableLookupBytes(p0, low),
-                          hn::TableLookupBytes(p1, low), d, reinterpret_cast<uint8_t*>(out + i));
-  }
-}
-
-HWY_INLINE void look_up(float* out, const uint8_t* codes, const float* products, int64_t count) {
-  const hn::FixedTag<uint8_t, 16> d;
-  const hn::FixedTag<float, 4> df;
-  hn::Vec<decltype(d)> p0, p1, p2, p3;
-  hn::LoadInterleaved4(d, reinterpret_cast<const uint8_t*>(products), p0, p1, p2, p3);
-  HWY_ALIGN float high[16], low[16];
-  const auto values = [&](auto code, float* to) {
-    hn::StoreInterleaved4(hn::TableLookupBytes(p0, code), hn::TableLookupBytes(p1, code), hn::TableLookupBytes(p2, code),
-                          hn::TableLookupBytes(p3, code), d, reinterpret_cast<uint8_t*>(to));
-  };
-  for (int64_t i = 0; i < count; i += 32) {
-    const auto both = hn::LoadU(d, codes + i / 2);
-    values(hn::ShiftRight<4>(both), high);
-    values(hn::And(both, hn::Set(d, 15)), low);
-    for (int k = 0; k < 16; k += 4) hn::StoreInterleaved2(hn::Load(df, high + k), hn::Load(df, low + k), df, out + i + 2 * k);
-  }
 }
 
 template <class T>
