@@ -131,7 +131,8 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
                 "mp_bf16_buffers_autocast"});
   fields
       .add("gradient_checkpointing", &c.gradient_checkpointing,
-           "true: keep a few activations of each layer and compute the others again, for less memory; false: keep all; auto: keep those of as "
+           "true: keep a few activations of each layer and compute the others again, for less memory; false: keep all; auto: keep those of "
+           "as "
            "many layers as there is memory for. No bit of the result depends on it")
       .one_of({"auto"})
       .switches()

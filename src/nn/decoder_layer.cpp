@@ -83,8 +83,12 @@ void mlp_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, 
 
 DecoderKept take_kept(const DecoderLayer& l, Tensor x, const Context& ctx) {
   const int64_t n = ctx.rows();
-  return {x, ctx.take(n, l.H * l.D, "queries"), ctx.take(n, l.K * l.D, "keys"), ctx.take(n, l.K * l.D, "values"),
-          ctx.take(n, l.H * l.D, "attention output"), ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums"),
+  return {x,
+          ctx.take(n, l.H * l.D, "queries"),
+          ctx.take(n, l.K * l.D, "keys"),
+          ctx.take(n, l.K * l.D, "values"),
+          ctx.take(n, l.H * l.D, "attention output"),
+          ctx.arena.take(Dtype::f32, {ctx.B, l.H, ctx.T}, "attention sums"),
           ctx.take(n, l.C, "residual")};
 }
 
