@@ -17,6 +17,12 @@ std::vector<T> gather_each(Comm& comm, T mine) {
 }
 }  // namespace
 
+void Comm::all_gather_from(std::byte* buffer, std::span<const Range> parts, const std::byte* mine) {
+  const Range part = parts[size_t(rank())];
+  if (part.size()) std::memcpy(buffer + part.begin, mine, part.size());
+  all_gather(buffer, parts);
+}
+
 std::vector<int64_t> gather_values(Comm& comm, int64_t mine) { return gather_each(comm, mine); }
 std::vector<double> gather_values(Comm& comm, double mine) { return gather_each(comm, mine); }
 

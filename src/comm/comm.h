@@ -28,6 +28,8 @@ class Comm {
 
   // buffer holds size() parts, parts[r] (bytes, ascending, disjoint) is filled in on rank r; afterwards all parts are filled in everywhere.
   virtual void all_gather(std::byte* buffer, std::span<const Range> parts) = 0;
+  // The same, when this rank's part lies at `mine`: it is copied into its place first.
+  virtual void all_gather_from(std::byte* buffer, std::span<const Range> parts, const std::byte* mine);
   // x: the whole array on every rank; sum: this rank's part (parts[rank()], in elements). sum[i] = ((sum[i] + x_0[i]) + x_1[i]) + ...
   virtual void reduce_scatter(float* sum, const float* x, std::span<const Range> parts) = 0;
   virtual void broadcast(std::byte* buffer, size_t bytes, int root) = 0;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 #include <optional>
 
 #include "fsdp/mover.h"
@@ -182,18 +181,12 @@ void Sharded::Impl::add_up(Unit& u, Tensor gradient) {
   if (!strategy.shard_over_world) comm.all_gather(reinterpret_cast<std::byte*>(sum - mine.begin), scaled(u.trainable_parts, sizeof(float)));
 }
 
-// On the mover's thread: memory is copied directly, because a backend serves one thread.
+// On the mover's thread.
 void Sharded::Impl::move(Comm& group, Slot& slot, const Unit& u, bool frozen, bool trainable) {
-  const auto all_gather = [&](std::byte* buffer, const std::byte* mine, const std::vector<Range>& parts) {
-    const Range part = parts[size_t(group.rank())];
-    if (part.size()) std::memcpy(buffer + part.begin, mine, part.size());
-    group.all_gather(buffer, parts);
-  };
-  if (frozen) all_gather(slot.frozen.data(), shards.data() + u.frozen_at, u.frozen_parts);
-  if (trainable) {
-    const size_t width = size_of(compute);
-    all_gather(slot.trainable.data(), compute_values().data() + u.owned_at * width, scaled(u.trainable_parts, width));
-  }
+  if (frozen) group.all_gather_from(slot.frozen.data(), u.frozen_parts, shards.data() + u.frozen_at);
+  const size_t width = size_of(compute);
+  if (trainable)
+    group.all_gather_from(slot.trainable.data(), scaled(u.trainable_parts, width), compute_values().data() + u.owned_at * width);
 }
 
 // Claims a slot for the unit and posts the gather of what is not there. Null when all slots are held.
