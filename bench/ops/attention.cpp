@@ -66,12 +66,28 @@ void add_shape(Bench& bench, Dtype dtype, const Heads& s) {
   });
 }
 
+// The last of so many tokens, as generate asks for it: keys and values are read.
+void add_one_query(Bench& bench, const Heads& s, int64_t keys) {
+  const double bytes = double(2 * s.B * keys * s.K * s.D) * 2;
+  const std::string tail = std::string("/bf16/") + s.name + "/" + sizes({s.B, keys, s.H, s.K, s.D});
+  bench.add("attention_one_query" + tail, reading(bytes), [=](Memory& m) -> Call {
+    const Tensor q = m.random(Dtype::bf16, {s.B, 1, s.H, s.D}), k = m.random(Dtype::bf16, {s.B, keys, s.K, s.D}),
+                 v = m.random(Dtype::bf16, k.shape), out = m.zeros(Dtype::bf16, q.shape), lse = m.zeros(Dtype::f32, {s.B, s.H, 1}),
+                 starts = m.of({0}, {1, 1});
+    return [=, scale = float(1 / std::sqrt(double(s.D)))] { attention(out, lse, q, k, v, starts, {scale}); };
+  });
+}
+
 }  // namespace
 
 void add_attention(Bench& bench) {
   for (const Heads& s : shapes) add_shape(bench, Dtype::bf16, s);
   add_shape(bench, Dtype::f32, shapes[1]);
   add_shape(bench, Dtype::f32, shapes[2]);
+  for (const int64_t keys : {512, 4096}) {
+    add_one_query(bench, shapes[1], keys);
+    add_one_query(bench, shapes[5], keys);
+  }
 }
 
 }  // namespace tessera

@@ -204,6 +204,7 @@ HWY_EXPORT(attention);
 }  // namespace
 
 void CpuBackend::attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape shape) {
+  if (attention_one_query(out, lse, q, k, v, starts, shape)) return;
   HWY_DYNAMIC_DISPATCH(attention)(threads_, out, lse, q, k, v, starts, shape);
 }
 

@@ -53,7 +53,9 @@ class CpuBackend final : public Backend {
   void square_sums(Tensor sums, Tensor x) override;
 
  private:
-  bool gemm_few_rows(const Product&);  // false: not for it
+  // For one new token of a sequence, or a few. False: another kind, nothing is done.
+  bool gemm_few_rows(const Product&);
+  bool attention_one_query(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor starts, AttentionShape);
   void gemm_onednn(const Product&);
 
   int threads_;
