@@ -31,8 +31,9 @@ void write_manifest(const CheckpointState& state, const std::string& folder) {
     const std::string path = folder + "/" + name;
     files[name] = {{"bytes", MappedFile(path).size()}, {"sha256", sha256_file(path)}};
   }
-  const Json manifest = {{"format", manifest_format},     {"program", "tessera"},  {"step", state.step}, {"epoch", state.loader.epoch},
-                         {"window", state.loader.window}, {"run", state.identity}, {"files", files}};
+  const Json manifest = {
+      {"format", manifest_format},   {"program", "tessera"},          {"step", state.step},    {"skipped_steps", state.skipped_steps},
+      {"epoch", state.loader.epoch}, {"window", state.loader.window}, {"run", state.identity}, {"files", files}};
   write_file_atomic(folder + "/" + manifest_name, manifest.dump(1) + "\n");
 }
 
@@ -191,6 +192,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
   const Json manifest = read_manifest(folder);
   CheckpointState state;
   state.step = manifest.at("step").get<int64_t>();
+  state.skipped_steps = manifest.value("skipped_steps", int64_t(0));
   state.loader = {manifest.at("epoch").get<int64_t>(), manifest.at("window").get<int64_t>()};
   state.identity = manifest.at("run").get<std::map<std::string, std::string>>();
   return state;

@@ -15,6 +15,7 @@ struct CheckpointState {
   int64_t step = 0;  // optimizer steps done
   LoaderState loader;
   std::map<std::string, std::string> identity;  // what must be equal for the run to be the same run
+  int64_t skipped_steps = 0;                    // of `step`: those whose loss or gradient was not finite
 };
 
 // What a run's length and window are resolved to.

@@ -75,7 +75,7 @@ struct Run {
   std::unique_ptr<LoadedModel> model_;
   std::optional<Optimizer> optimizer_;
   std::optional<TrainLog> log_;
-  int64_t done_ = 0;
+  int64_t done_ = 0, skipped_ = 0;
 };
 
 std::optional<Tokenizer> load_tokenizer(const std::string& folder) {
@@ -121,6 +121,7 @@ Run::Run(const TrainConfig& c, Comm& comm)
     start_from_checkpoint(request, resumed_);
     loader_.resume(state.loader);
     done_ = state.step;
+    skipped_ = state.skipped_steps;
   }
   if (comm.rank() == 0) {
     make_folder(c.output_dir);
@@ -172,7 +173,7 @@ void Run::evaluate_now(int64_t done) {
 
 void Run::save(int64_t done) {
   const std::string folder =
-      save_checkpoint(*model_, *optimizer_, {done, loader_.state(), identity()}, config_.output_dir, config_.save_total_limit);
+      save_checkpoint(*model_, *optimizer_, {done, loader_.state(), identity(), skipped_}, config_.output_dir, config_.save_total_limit);
   log_->note(str("saved    ", folder, " (values, optimizer, place in the data; verified)"));
 }
 
