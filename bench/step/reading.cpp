@@ -9,6 +9,7 @@
 #include "train/build.h"
 #include "train/generate.h"
 #include "train/optimizer.h"
+#include "train/plan.h"
 
 namespace tessera {
 namespace {
@@ -84,7 +85,9 @@ Reading time_training(const StepRequest& r, Comm& comm, Backend& backend) {
   const TrainConfig& c = r.config;
   Reading out;
   Watch watch;
-  LoadedModel model(model_request(c), comm, backend);
+  ModelRequest request = model_request(c);
+  request.keeping = make_plan(c, this_machine(comm, backend)).keeping;
+  LoadedModel model(request, comm, backend);
   Optimizer optimizer(model.model, model.sharded, backend, {});
   out.load_seconds = watch.lap();
   for (int64_t s = 0; s <= r.steps; ++s) {

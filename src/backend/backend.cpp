@@ -19,6 +19,12 @@ int usable_cores() {
 
 }  // namespace
 
+Buffer Backend::allocate(size_t bytes, const char* what) {
+  Buffer buffer = reserve(bytes, what);
+  buffer.charge(ledger_, what, bytes);
+  return buffer;
+}
+
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads) {
   if (device == "cpu") return std::make_unique<CpuBackend>(threads > 0 ? threads : usable_cores());
   if (device == "cuda") fail("device cuda", "this binary was built without CUDA", "cpu", "use --device cpu");

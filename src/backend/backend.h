@@ -27,7 +27,10 @@ class Backend {
 
   // --- memory -------------------------------------------------------------------------------------------------------------------
   // Zeroed, page-aligned; pages are committed when first touched. Throws Error naming `what` when the device has no room.
-  virtual Buffer allocate(size_t bytes, const char* what) = 0;
+  // It stands in the ledger as `what` while it lives.
+  Buffer allocate(size_t bytes, const char* what);
+  virtual Buffer reserve(size_t bytes, const char* what) = 0;  // the same, and stands in no ledger
+  Ledger& ledger() { return ledger_; }
   virtual size_t total_memory() const = 0;  // of the device, bytes
   virtual size_t free_memory() const = 0;   // of it, what could be taken now
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
@@ -93,6 +96,9 @@ class Backend {
   virtual void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) = 0;
   // sums (ceil(n/64)) f64: the sum of squares of each block of 64 elements of x (n) f32.
   virtual void square_sums(Tensor sums, Tensor x) = 0;
+
+ private:
+  Ledger ledger_;
 };
 
 // "cpu". threads: 0 means the cores this process may use. Throws for a device this build does not have.

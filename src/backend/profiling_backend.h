@@ -15,7 +15,7 @@ class ProfilingBackend final : public Backend {
   std::string describe() const override { return owned_->describe(); }
   int threads() const override { return owned_->threads(); }
 
-  Buffer allocate(size_t bytes, const char* what) override { return owned_->allocate(bytes, what); }
+  Buffer reserve(size_t bytes, const char* what) override { return owned_->reserve(bytes, what); }
   size_t total_memory() const override { return owned_->total_memory(); }
   size_t free_memory() const override { return owned_->free_memory(); }
   void copy(void* to, const void* from, size_t bytes) override;

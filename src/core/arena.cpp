@@ -11,12 +11,13 @@ namespace {
 constexpr size_t alignment = 64;
 }
 
-Arena::Arena(Backend* home, Buffer memory) : home_(home), memory_(std::move(memory)) {}
+Arena::Arena(Backend* home, Buffer memory, Ledger* ledger) : home_(home), memory_(std::move(memory)), ledger_(ledger) {}
 
 Tensor Arena::take(Dtype dtype, Shape shape, const char* name) {
   const size_t bytes = (size_t(shape.size()) * size_of(dtype) + alignment - 1) / alignment * alignment;
   if (bytes > memory_.bytes() - top_) out_of_memory(bytes, name);
-  holders_.push_back({name, top_, bytes});
+  holders_.push_back({name, top_, bytes, ledger_ ? ledger_->account(label_) : 0});
+  if (ledger_) ledger_->take(holders_.back().account, bytes);
   Tensor t{memory_.data() + top_, dtype, shape, home_};
   top_ += bytes;
   high_water_ = std::max(high_water_, top_);
@@ -25,7 +26,10 @@ Tensor Arena::take(Dtype dtype, Shape shape, const char* name) {
 
 void Arena::rewind(Mark mark) {
   assert(mark <= top_);
-  while (!holders_.empty() && holders_.back().begin >= mark) holders_.pop_back();
+  while (!holders_.empty() && holders_.back().begin >= mark) {
+    if (ledger_) ledger_->give(holders_.back().account, holders_.back().bytes);
+    holders_.pop_back();
+  }
   top_ = mark;
 }
 

@@ -1,7 +1,10 @@
-// Buffer: the one owner of a piece of memory. Move-only; freed by the function its maker gave it.
+// Buffer: the one owner of a piece of memory. Move-only; freed by the function its maker gave it. It may stand in a ledger as long as it
+// lives.
 #pragma once
 #include <cstddef>
 #include <utility>
+
+#include "core/ledger.h"
 
 namespace tessera {
 
@@ -22,6 +25,8 @@ class Buffer {
     if (data_) free_(data_, bytes_);
   }
 
+  void charge(Ledger& ledger, const char* what, size_t bytes) { charge_ = Charge(ledger, what, bytes); }
+
   std::byte* data() const { return static_cast<std::byte*>(data_); }
   size_t bytes() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }
@@ -31,10 +36,12 @@ class Buffer {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     std::swap(free_, other.free_);
+    std::swap(charge_, other.charge_);
   }
   void* data_ = nullptr;
   size_t bytes_ = 0;
   Free free_ = nullptr;
+  Charge charge_;
 };
 
 }  // namespace tessera

@@ -112,10 +112,12 @@ void Sharded::Impl::place_units(const std::vector<UnitSize>& sizes) {
 }
 
 void Sharded::Impl::allocate_all() {
-  if (in_window)
+  if (in_window) {
     window = comm.shared_window(frozen_total);
-  else
+    window.charge(backend.ledger(), "frozen weights", frozen_total / size_t(comm.size()));  // the ranks of the node share it
+  } else {
     shards = allocate(backend, frozen_total, "frozen weights");
+  }
   masters = allocate(backend, owned_total * sizeof(float), "trainable values");
   sums = allocate(backend, owned_total * sizeof(float), "gradients");
   squares = allocate(backend, owned_total / 64 * sizeof(double), "squares of gradients");

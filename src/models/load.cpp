@@ -189,4 +189,14 @@ void load_unit(Model& m, int unit, const WeightSource& source, Range frozen, std
   });
 }
 
+size_t load_scratch(const Model& m) {
+  int64_t blocks = 0;  // of the largest quantized matrix
+  for (const UnitLayout& unit : m.units)
+    for (const PartPlace& p : unit.parts)
+      if (p.dtype == Dtype::u8 && !ends_with(p.name, ".absmax")) blocks = std::max(blocks, 2 * p.shape.size() / block4);
+  if (blocks == 0) return 0;
+  // The scales, and the nested codes beside them; pieces of the matrix.
+  return size_t(blocks) * (sizeof(float) + 1) + size_t(scratch_elements) * size_of(m.options.compute);
+}
+
 }  // namespace tessera

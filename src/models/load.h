@@ -31,4 +31,7 @@ using Exchange = std::function<void(std::vector<float>& values, Range mine)>;
 void load_unit(Model&, int unit, const WeightSource&, Range frozen, std::byte* frozen_bytes, Range trainable, float* values,
                const Exchange& exchange, Backend* home);
 
+// Bytes of scratch that load_unit takes at most, for any unit.
+size_t load_scratch(const Model&);
+
 }  // namespace tessera

@@ -77,11 +77,12 @@ std::string row_name(const DeviceRow& row) { return std::string(row.device) + (r
 void PrintTo(const DeviceRow& row, std::ostream* out) { *out << row_name(row); }
 
 struct TestMemory::Impl {
+  Impl(Backend& backend, size_t bytes) : arena(&backend, backend.allocate(bytes, "test memory")) {}
   Arena arena;
 };
 
 TestMemory::TestMemory(Backend& backend, size_t bytes)
-    : backend_(backend), impl_(std::make_unique<Impl>(Arena(&backend, backend.allocate(bytes, "test memory")))) {}
+    : backend_(backend), impl_(std::make_unique<Impl>(backend, bytes)) {}
 TestMemory::~TestMemory() = default;
 
 Tensor TestMemory::zeros(Dtype dtype, Shape shape) {

@@ -95,13 +95,6 @@ PeftConfig adapter_config(const ModelRequest& r) {
   return peft;
 }
 
-// Activations may take half of what is free now; the rest is for optimizer states, gradients and the work itself.
-Keeping keeping(const std::string& gradient_checkpointing, Comm& comm, const Backend& backend) {
-  if (gradient_checkpointing == "false") return {SIZE_MAX, SIZE_MAX};
-  const size_t free = backend.free_memory() / size_t(comm.size() / comm.nodes());
-  return {gradient_checkpointing == "auto" ? free / 2 : 0, free / 4};
-}
-
 }  // namespace
 
 LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
@@ -112,10 +105,11 @@ LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
       peft(adapter_config(r)),
       model(make_model(config, model_options(r, peft, config))),
       sharded(c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place),
-      arena(&b, b.allocate(b.total_memory(), "activations")),
+      arena(&b, b.reserve(b.total_memory(), "activations"), &b.ledger()),
       pass(model, sharded, b, arena, r.seed) {
-  load_all(*this);
-  pass.keep(keeping(r.gradient_checkpointing, c, b));
+  const Charge scratch(b.ledger(), "scratch of loading", load_scratch(model));
+  if (r.values) load_all(*this);
+  pass.keep(r.keeping);
 }
 
 Dtype compute_dtype(const std::string& precision) {
@@ -145,7 +139,6 @@ ModelRequest model_request(const TrainConfig& c) {
   r.peft.base_model_name_or_path = c.model;
   r.compute = compute_dtype(c.precision);
   r.strategy = c.sharding_strategy;
-  r.gradient_checkpointing = c.gradient_checkpointing;
   r.seed = c.seed;
   return r;
 }

@@ -27,7 +27,8 @@ struct ModelRequest {
   Dtype compute = Dtype::f32;
   std::string strategy = "full_shard";
   FrozenPlace frozen_place = FrozenPlace::automatic;
-  std::string gradient_checkpointing = "true";  // false; auto: as memory allows
+  Keeping keeping;      // of activations
+  bool values = true;  // false: nothing is read and no value is made; for the memory plan
   uint64_t seed = 42;
 };
 

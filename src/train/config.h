@@ -53,6 +53,7 @@ struct TrainConfig {
   // precision, memory, ranks
   std::string precision = "bf16";               // fp32, bf16
   std::string gradient_checkpointing = "auto";  // true, false
+  std::string keep_layers = "auto";             // of how many layers all activations are kept
   std::string sharding_strategy = "full_shard";
   int64_t threads = 0;  // per rank; 0: cores of the node / ranks on it
   std::string device = "cpu";

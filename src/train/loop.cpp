@@ -16,6 +16,7 @@
 #include "train/evaluate.h"
 #include "train/log.h"
 #include "train/output.h"
+#include "train/plan.h"
 #include "train/profile_output.h"
 
 namespace tessera {
@@ -128,6 +129,7 @@ Run::Run(const TrainConfig& c, Comm& comm)
     clear_later_checkpoints(c.output_dir, done_);
   }
   comm.barrier();
+  request.keeping = make_plan(c, this_machine(comm, *backend_)).keeping;
   model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
   optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
   if (!resumed_.empty()) load_optimizer(*model_, *optimizer_, resumed_);

@@ -83,7 +83,7 @@ TEST_P(FamilyWithGradients, EveryGradient) {
   for (const bool recompute : {true, false}) {
     ModelRequest request = dense_request(folder(GetParam()));
     request.train_base = true;
-    request.gradient_checkpointing = recompute ? "true" : "false";
+    request.keeping.layers = recompute ? 0 : Keeping::all_layers;
     TestModel m(request);
     m.model.pass.train(b, 1 / float(b.target_tokens));
     const auto mine = m.gradients();

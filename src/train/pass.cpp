@@ -66,33 +66,19 @@ Root& Pass::bound_root(bool gradients) {
   return model_.root;
 }
 
-// How much of each layer stays in memory until its backward pass: everything for as many layers as there is room for, the last ones first
-// because they are needed first; the results of attention for the others.
-std::vector<Keep> Pass::plan(const Context& ctx) {
-  const size_t layers = model_.layers.size();
-  const auto bytes = [&](auto&& take) {
-    const ArenaScope scope(arena_);
-    const size_t before = arena_.used();
-    take();
-    return std::max<size_t>(1, arena_.used() - before);
-  };
-  const DecoderLayer& layer = model_.layers[0];
-  const size_t attention = bytes([&] { take_kept(layer, {}, ctx); }), all = bytes([&] { take_saved(layer, {}, ctx); });
-  const bool keep_attention = attention * layers <= keeping_.attention_bytes;
-  const size_t whole = std::min(layers, keeping_.all_bytes / all);
-  std::vector<Keep> keep(layers, keep_attention ? Keep::attention : Keep::input);
-  std::fill(keep.end() - std::ptrdiff_t(whole), keep.end(), Keep::all);
-  return keep;
+Keep Pass::keep_of(int layer) const {
+  if (int64_t(model_.layers.size()) - layer <= keeping_.layers) return Keep::all;
+  return keeping_.attention ? Keep::attention : Keep::input;
 }
 
-// x after the last layer. With `kept` each layer keeps its input and what the plan says; without, two buffers alternate.
+// x after the last layer. With `kept` each layer keeps its input and what it was told to keep; without, two buffers alternate.
 Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<LayerKept>* kept, Watch watch, void* watch_context) {
   const ProfileScope phase(Phase::forward);
+  const ArenaLabel label(arena_, kept ? "saved activations" : "scratch");
   const int layers = int(model_.layers.size());
   root_embed(x, bound_root(false), ids(b));
   if (watch) watch(watch_context, -1, x);
   Tensor spare = kept ? Tensor{} : base.take(x.rows(), x.cols(), "residual");
-  const std::vector<Keep> keep = kept ? plan(base) : std::vector<Keep>{};
   sharded_.prefetch(0);
   for (int l = 0; l < layers; ++l) {
     sharded_.prefetch(l + 1 < layers ? l + 1 : -1);
@@ -100,13 +86,14 @@ Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<
     if (extending_) ctx.cache = &caches_[size_t(l)];
     const DecoderLayer& layer = bound_layer(l, false);
     const Tensor y = kept ? ctx.take(x.rows(), x.cols(), "residual") : spare;
-    LayerKept mine{kept ? keep[size_t(l)] : Keep::input, {.x = x}, {}};
+    LayerKept mine{kept ? keep_of(l) : Keep::input, {.x = x}, {}};
     if (mine.keep == Keep::attention) mine.start = take_kept(layer, x, ctx);
     if (mine.keep == Keep::all) {
       mine.saved = take_saved(layer, mine.start, ctx);
       decoder_forward(y, layer, mine.saved, ctx);
     } else {
       const ArenaScope scope(arena_);
+      const ArenaLabel passing_label(arena_, "scratch");
       DecoderSaved passing = take_saved(layer, mine.start, ctx);
       decoder_forward(y, layer, passing, ctx);
     }
@@ -122,6 +109,7 @@ Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<
 // dx_ holds the gradient of the last layer's output on entry, of the embedding's output on return.
 void Pass::backward(const Context& ctx, const std::vector<LayerKept>& kept) {
   const ProfileScope phase(Phase::backward);
+  backend_.ledger().enter("backward");
   const int layers = int(model_.layers.size());
   sharded_.prefetch(layers - 1);
   for (int l = layers - 1; l >= 0; --l) {
@@ -169,6 +157,7 @@ void Pass::train_nothing() {
 }
 
 double Pass::train(const Batch& b, float scale) {
+  backend_.ledger().enter("forward");
   if (b.B == 0) {
     train_nothing();
     return 0;
@@ -179,7 +168,10 @@ double Pass::train(const Batch& b, float scale) {
   std::vector<LayerKept> kept;
   const Tensor x0 = ctx.take(b.B * b.T, model_.config.hidden, "embedded ids");
   const Tensor x = forward(b, ctx, x0, &kept, nullptr, nullptr);
-  const double loss = in_phase(Phase::head, [&] { return root_loss(bound_root(true), x, b.targets, dx_, scale, ctx); });
+  const double loss = in_phase(Phase::head, [&] {
+    const ArenaLabel label(arena_, "logits and loss");
+    return root_loss(bound_root(true), x, b.targets, dx_, scale, ctx);
+  });
   backward(ctx, kept);
   in_phase(Phase::backward, [&] { root_embed_backward(bound_root(true), dx_, ids(b)); });
   sharded_.reduce(model_.root_unit());
@@ -188,6 +180,7 @@ double Pass::train(const Batch& b, float scale) {
 }
 
 double Pass::evaluate(const Batch& b) {
+  backend_.ledger().enter("evaluate");
   if (b.B == 0) {
     forward_nothing(false);
     sharded_.release(model_.root_unit(), true);
@@ -196,6 +189,7 @@ double Pass::evaluate(const Batch& b) {
   const ArenaScope scope(arena_);
   const Context ctx = context(b, false);
   const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr);
+  const ArenaLabel label(arena_, "logits and loss");
   const double loss = root_loss(bound_root(false), x, b.targets, Tensor{}, 0, ctx);
   sharded_.release(model_.root_unit(), true);
   return loss;

@@ -20,8 +20,9 @@ namespace tessera {
 enum class Keep { input, attention, all };
 
 struct Keeping {
-  size_t all_bytes = 0;               // for layers that keep all: as many as fit; SIZE_MAX is no gradient checkpointing
-  size_t attention_bytes = SIZE_MAX;  // the other layers keep the attention half if those of all layers fit
+  int64_t layers = 0;      // the last ones keep all, because they are needed first; as many as the model has: no gradient checkpointing
+  bool attention = false;  // the others keep the attention half
+  static constexpr int64_t all_layers = INT64_MAX;
 };
 
 class Pass {
@@ -55,7 +56,7 @@ class Pass {
     DecoderKept start;
     DecoderSaved saved;  // with Keep::all
   };
-  std::vector<Keep> plan(const Context&);
+  Keep keep_of(int layer) const;
   Tensor forward(const Batch&, const Context&, Tensor x, std::vector<LayerKept>* kept, Watch, void*);
   void backward(const Context&, const std::vector<LayerKept>& kept);
   void forward_nothing(bool training);

@@ -14,7 +14,7 @@ class CpuBackend final : public Backend {
   std::string describe() const override;
   int threads() const override { return threads_; }
 
-  Buffer allocate(size_t bytes, const char* what) override;
+  Buffer reserve(size_t bytes, const char* what) override;
   size_t total_memory() const override;
   size_t free_memory() const override;
   void copy(void* to, const void* from, size_t bytes) override;

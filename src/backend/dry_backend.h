@@ -1,0 +1,46 @@
+// DryBackend: a device that hands out memory and computes nothing. A run over it makes every allocation and every call of a real run and
+// takes no time: the memory plan. Memory is addresses only; its pages are committed where the host writes to them.
+#pragma once
+#include "backend/backend.h"
+
+namespace tessera {
+
+class DryBackend final : public Backend {
+ public:
+  std::string describe() const override { return "dry"; }
+  int threads() const override { return 1; }
+  Buffer reserve(size_t bytes, const char* what) override;
+  size_t total_memory() const override;  // more than any device has: a plan says how much it takes, also where that does not fit
+  size_t free_memory() const override { return total_memory(); }
+
+  void copy(void*, const void*, size_t) override {}
+  void fill_zero(Tensor) override {}
+  void gemm(const Product&) override {}
+  void convert(Tensor, Tensor) override {}
+  void add(Tensor, Tensor, Tensor) override {}
+  void accumulate(Tensor, Tensor) override {}
+  void add_bias(Tensor, Tensor) override {}
+  void column_sum(Tensor, Tensor) override {}
+  void random_normal(Tensor, uint64_t, uint64_t, float) override {}
+  void dropout(Tensor, Tensor, Tensor, uint64_t, float) override {}
+  void embedding(Tensor, Tensor, Tensor) override {}
+  void embedding_backward(Tensor, Tensor, Tensor) override {}
+  void gather_rows(Tensor, Tensor, Tensor) override {}
+  void scatter_rows(Tensor, Tensor, Tensor) override {}
+  void rmsnorm(Tensor, Tensor, Tensor, Tensor, float) override {}
+  void rmsnorm_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool) override {}
+  void rope(Tensor, Tensor, Tensor, Tensor, bool) override {}
+  void swiglu(Tensor, Tensor, Tensor) override {}
+  void swiglu_backward(Tensor, Tensor, Tensor, Tensor, Tensor) override {}
+  void attention(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, AttentionShape) override {}
+  void attention_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, AttentionShape) override {}
+  void cross_entropy(Tensor, Tensor, Tensor, Tensor, float) override {}
+  void codebook4_encode(Tensor, Tensor, Tensor, const float*, int64_t) override {}
+  void codebook4_decode(Tensor, Tensor, Tensor, const float*, int64_t) override {}
+  void nested_decode(Tensor, Tensor, Tensor, Tensor, const float*) override {}
+  void nested_encode(Tensor, Tensor, Tensor, float, const float*) override {}
+  void adamw(Tensor, Tensor, Tensor, Tensor, Tensor, const AdamwStep&) override {}
+  void square_sums(Tensor, Tensor) override {}
+};
+
+}  // namespace tessera

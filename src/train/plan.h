@@ -1,0 +1,65 @@
+// The memory plan: what a run will hold, phase by phase, before a byte of the model is read. It is no formula: the run's own builders and
+// its own pass are executed over a device that computes nothing (backend/dry_backend.h) and a group of ranks that is not there
+// (comm/dry_comm.h), and the ledger is read afterwards. Needs config.json alone. What a rank really holds is entered in the same ledger by
+// the same calls, so used <= planned is a law that tests hold.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "backend/profile.h"
+#include "core/ledger.h"
+#include "train/build.h"
+#include "train/config.h"
+
+namespace tessera {
+
+// What one rank has, and how quick it is.
+struct PlanMachine {
+  int ranks = 1, nodes = 1;
+  bool own_memory = false;    // each rank has a device of its own: frozen weights are shards that are gathered, not one copy per node
+  size_t rank_memory = 0;     // bytes a rank may hold in all
+  ProfileLimits speed;        // of a rank; 0: unknown
+  double bytes_received = 0;  // per second, by a rank from the others; 0: unknown
+};
+
+// This machine's memory that is free now, shared by the ranks on it; the least of all ranks. Speeds are not known. Collective.
+PlanMachine this_machine(Comm&, const Backend&);
+
+// Code, libraries, stacks and the kernels' packing buffers: what a process holds beside the ledger. Measured: docs/benchmarks.md.
+constexpr size_t plan_constant = size_t(96) << 20;
+// Of their limits (FLOPs and bytes) steps reach this share. Measured: docs/benchmarks.md.
+constexpr double plan_share_of_limit = 0.8;
+
+struct Plan {
+  PlanMachine machine;
+  Keeping keeping;
+  int64_t layers = 0, parameters = 0, trains = 0;
+  std::vector<Ledger::Peak> phases;              // of the rank that holds most
+  size_t peak = 0;                               // of the phases
+  int64_t tokens = 0;                            // of a step, all ranks
+  double flops = 0, bytes_moved = 0;             // of a step, this rank
+  double gathered = 0, reduced = 0;              // bytes this rank receives in a step; gathers run beside the computation
+  double compute_seconds = 0, step_seconds = 0;  // 0: speeds unknown
+  size_t needed() const { return peak + plan_constant; }
+  bool fits() const { return machine.rank_memory == 0 || needed() <= machine.rank_memory; }
+};
+
+// One dry run of this rank with these activations kept: a step of full rows, and a checkpoint when one is due.
+Plan dry_run(const TrainConfig&, const PlanMachine&, Keeping, int rank);
+// The plan of the rank that holds most (the first or the last), with as much kept as --gradient_checkpointing and --keep_layers say, and
+// where they say auto as much as leaves a fifth of the memory free.
+Plan make_plan(const TrainConfig&, const PlanMachine&);
+
+// The largest values that still fit, everything else as it is; 0: none. With as little kept as allowed.
+int64_t largest_batch(const TrainConfig&, const PlanMachine&);
+int64_t largest_context(const TrainConfig&, const PlanMachine&);  // a multiple of 64
+
+// One change each that would make it fit, cheapest first: "--gradient_checkpointing true: 21.3 GiB, a third more time".
+std::vector<std::string> plan_advice(const TrainConfig&, const PlanMachine&);
+
+std::string plan_line(const Plan&);                      // the sum, for the start of a run
+std::string plan_json(const TrainConfig&, const Plan&);  // plan.json: docs/formats.md
+// Throws Error when it does not fit.
+void refuse_unfitting(const TrainConfig&, const Plan&);
+
+}  // namespace tessera
