@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -28,10 +29,6 @@ namespace {
 [[noreturn]] void fail_read(const std::string& path) {
   fail_errno(path, "read", "a file that this user can read", "check the path and the permissions");
 }
-[[noreturn]] void fail_write(const std::string& path, const std::string& action = "write") {
-  fail_errno(path, action, "a folder that exists, is writable and has space", "check the path, the permissions and the free space");
-}
-
 // A file descriptor that closes itself.
 class Descriptor {
  public:
@@ -57,19 +54,39 @@ size_t open_size(const Descriptor& file, const std::string& path) {
   return size_t(info.st_size);
 }
 
-void write_all(int fd, const std::byte* data, size_t bytes, const std::string& path) {
-  while (bytes) {
-    const ssize_t n = write(fd, data, std::min(bytes, size_t(1) << 30));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_write(path);
-    data += n;
-    bytes -= size_t(n);
-  }
+// PATH.tmp-PID, PATH.old-PID, PATH.gone-PID: a file being written, a folder being replaced, a folder being removed.
+std::string beside(const std::string& path, const char* kind) {
+  const std::string name = file_name(path);
+  return str(path.find('/') == std::string::npos ? "" : parent_folder(path) + "/", name, ".", kind, "-", getpid());
 }
 
-void sync_folder(const std::string& path) {
-  const Descriptor folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!folder.valid() || (fsync(folder.get()) != 0 && errno != EINVAL)) fail_write(path, "sync the folder");
+struct Beside {
+  std::string path, kind;  // what it stands beside; "" for other names
+  pid_t process = 0;
+};
+Beside parse_beside(const std::string& path) {
+  const size_t dash = path.rfind('-'), dot = path.rfind('.');
+  if (dash == std::string::npos || dot == std::string::npos || dot == 0 || dot > dash) return {};
+  const std::string kind = path.substr(dot + 1, dash - dot - 1), digits = path.substr(dash + 1);
+  const bool number = !digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos;
+  if (!number || (kind != "tmp" && kind != "old" && kind != "gone")) return {};
+  return {path.substr(0, dot), kind, pid_t(std::stol(digits))};
+}
+
+bool is_there(const std::string& path) {
+  std::error_code ignored;
+  return fs::symlink_status(path, ignored).type() != fs::file_type::not_found;
+}
+bool is_real_folder(const std::string& path) {
+  std::error_code ignored;
+  return fs::symlink_status(path, ignored).type() == fs::file_type::directory;
+}
+
+// Links are removed, not followed.
+void remove_tree(const std::string& path) {
+  if (!is_real_folder(path)) return disk_remove(path);
+  for (const std::string& name : list_folder(path)) remove_tree(path + "/" + name);
+  disk_remove_folder(path);
 }
 
 }  // namespace
@@ -134,12 +151,10 @@ std::string read_file(const std::string& path) {
 }
 
 void make_folder(const std::string& path) {
-  std::error_code error;
-  fs::create_directories(path, error);
-  if (error || !folder_exists(path)) {
-    fail(path, "cannot make this folder: " + (error ? error.message() : "a file of that name exists"), "a path in a writable folder",
-         "choose another path");
-  }
+  if (folder_exists(path)) return;
+  const std::string parent = parent_folder(path);
+  if (parent != path && parent != ".") make_folder(parent);
+  if (disk_make_folder(path)) disk_sync_folder(parent);
 }
 
 std::vector<std::string> list_folder(const std::string& path) {
@@ -168,28 +183,23 @@ std::string parent_folder(const std::string& path) {
   return last == std::string::npos ? "/" : path.substr(0, last + 1);
 }
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_(str(path, ".tmp-", getpid())) {
-  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd_ < 0) fail_write(path_);
-}
+AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_(beside(path, "tmp")), file_(temporary_, DiskFile::How::fresh) {}
 
+// What stops the removal is no worse than what stopped the write: recover_folder() finds the file.
 AtomicFile::~AtomicFile() {
-  if (fd_ >= 0) close(fd_);
-  if (!temporary_.empty()) unlink(temporary_.c_str());
-}
-
-void AtomicFile::write(std::span<const std::byte> bytes) { write_all(fd_, bytes.data(), bytes.size(), path_); }
-
-void AtomicFile::sync() {
-  if (fsync(fd_) != 0) fail_write(path_);
+  if (committed_) return;
+  try {
+    disk_remove(temporary_);
+  } catch (...) {
+  }
 }
 
 void AtomicFile::commit() {
-  sync();
-  if (close(std::exchange(fd_, -1)) != 0) fail_write(path_);
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) fail_write(path_);
-  temporary_.clear();
-  sync_folder(parent_folder(path_));
+  file_.sync();
+  file_.close();
+  disk_rename(temporary_, path_);
+  committed_ = true;
+  disk_sync_folder(parent_folder(path_));
 }
 
 void write_file_atomic(const std::string& path, std::string_view content) {
@@ -209,33 +219,82 @@ void copy_file_atomic(const std::string& from, const std::string& to) {
   write_file_atomic(to, std::span(&piece, 1));
 }
 
-// An existing folder is exchanged in one step where the file system can, so that `to` names a complete folder at every moment.
+namespace {
+// For file systems without an exchange. Between the two renames recover_folder() knows `old` by its name.
+void replace_folder(const std::string& from, const std::string& to, const std::string& old) {
+  disk_rename(to, old);
+  try {
+    disk_rename(from, to);
+  } catch (const Error&) {
+    disk_rename(old, to);
+    throw;
+  }
+}
+}  // namespace
+
 void rename_folder(const std::string& from, const std::string& to) {
   if (!folder_exists(from)) fail(from, "no such folder", "a complete folder", "this is a fault of the program that wrote it");
-  const bool replaces = folder_exists(to);
-  const std::string old = replaces ? str(parent_folder(to), "/", file_name(to), ".old-", getpid()) : "";
-  if (replaces && renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
-    if (rename(from.c_str(), old.c_str()) != 0) fail_write(from, "rename");
-  } else {
-    if (replaces && rename(to.c_str(), old.c_str()) != 0) fail_write(to, "rename");
-    if (rename(from.c_str(), to.c_str()) != 0) fail_write(to, "rename " + from + " to it");
+  disk_sync_folder(from);
+  const std::string parent = parent_folder(to), old = beside(to, "old");
+  if (!folder_exists(to)) {
+    disk_rename(from, to);
+    return disk_sync_folder(parent);
   }
-  sync_folder(parent_folder(to));
-  if (replaces) remove_all(old);
+  remove_all(old);
+  if (disk_exchange(from, to)) {
+    disk_sync_folder(parent);
+    disk_rename(from, old);
+  } else {
+    replace_folder(from, to, old);
+  }
+  disk_sync_folder(parent);
+  remove_tree(old);
 }
 
+// A folder loses its name first, so that no half of it is ever found under it.
 void remove_all(const std::string& path) {
   assert(!path.empty());
-  std::error_code error;
-  fs::remove_all(path, error);
-  if (error) fail(path, "cannot remove: " + error.message(), "a path that this user can remove", "check the permissions");
+  if (!is_there(path)) return;
+  if (!is_real_folder(path)) return disk_remove(path);
+  const std::string gone = beside(path, "gone");
+  remove_tree(gone);
+  disk_rename(path, gone);
+  disk_sync_folder(parent_folder(path));
+  remove_tree(gone);
+}
+
+void recover_folder(const std::string& path) {
+  const auto lives = [](pid_t process) { return process != getpid() && (kill(process, 0) == 0 || errno == EPERM); };
+  for (const std::string& name : list_folder(path)) {
+    const std::string left = path + "/" + name;
+    const Beside of = parse_beside(left);
+    if (of.kind == "old" && !is_there(of.path)) {
+      disk_rename(left, of.path);
+      disk_sync_folder(path);
+    } else if (!of.kind.empty() && !lives(of.process)) {
+      remove_tree(left);
+    }
+  }
 }
 
 void append_line(const std::string& path, std::string_view line) {
-  const Descriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
-  if (!file.valid()) fail_write(path);
   const std::string text = std::string(line) + "\n";
-  write_all(file.get(), std::as_bytes(std::span(text)).data(), text.size(), path);
+  DiskFile file(path, DiskFile::How::append);
+  const size_t before = file.size();
+  try {
+    file.write(std::as_bytes(std::span(text)));
+    file.close();
+  } catch (const Error&) {
+    if (file.is_open()) file.cut(before);
+    throw;
+  }
+}
+
+void sync_file(const std::string& path) {
+  DiskFile file(path, DiskFile::How::existing);
+  file.sync();
+  file.close();
+  disk_sync_folder(parent_folder(path));
 }
 
 void Sha256::Free::operator()(void* context) const { EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context)); }
