@@ -22,6 +22,25 @@ size_t hash_of(const Operation& o) {
 // Microseconds, as the trace format has them.
 std::string micro(int64_t nanoseconds) { return fixed(double(nanoseconds) / 1000, 3); }
 
+Activity activity_of(Phase phase) {
+  switch (phase) {
+    case Phase::other:
+    case Phase::communication:
+      return Doing::now();
+    case Phase::forward:
+      return Activity::forward;
+    case Phase::recompute:
+      return Activity::recompute;
+    case Phase::backward:
+      return Activity::backward;
+    case Phase::head:
+      return Activity::head;
+    case Phase::optimizer:
+      return Activity::optimizer;
+  }
+  return Doing::now();
+}
+
 }  // namespace
 
 std::string Operation::shapes() const {
@@ -201,7 +220,7 @@ ProfileStep::~ProfileStep() {
   if (profile_) profile_->end_step();
 }
 
-ProfileScope::ProfileScope(Phase phase) : profile_(Profile::current()) {
+ProfileScope::ProfileScope(Phase phase) : doing_(activity_of(phase)), profile_(Profile::current()) {
   if (profile_) profile_->enter(phase);
 }
 ProfileScope::~ProfileScope() {

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/activity.h"
 #include "core/dtype.h"
 
 namespace tessera {
@@ -127,7 +128,7 @@ class Profile {
   int64_t step_ = 0, step_begin_ = 0, changed_ = 0, steps_ = 0, traced_steps_ = 0;
 };
 
-// A span of the thread's profile, if it has one.
+// A span of the thread's profile, if it has one. A phase that is work is also what the thread is doing (core/activity.h).
 class ProfileStep {
  public:
   explicit ProfileStep(int64_t number);
@@ -147,6 +148,7 @@ class ProfileScope {
   ProfileScope& operator=(const ProfileScope&) = delete;
 
  private:
+  const Doing doing_;
   Profile* const profile_;
 };
 

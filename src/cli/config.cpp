@@ -150,6 +150,8 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
   fields.add("threads", &c.threads, "threads per rank; 0: the cores of the machine shared by its ranks")
       .also({"num_cpu_threads_per_process"})
       .from(0);
+  fields.add("comm_timeout", &c.comm_timeout, "seconds that a rank waits for the others; then the run ends and says which rank is missing")
+      .above(0);
   fields.add("device", &c.device, "where the numbers live")
       .also({"backend"})
       .one_of({"cpu"})

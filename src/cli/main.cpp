@@ -35,10 +35,10 @@ int run_program(const Arguments& words) {
   return find_command(words[0]).run(Arguments(words.begin() + 1, words.end()));
 }
 
-int give_up(const std::string& what, Comm& ranks) {
+int give_up(const std::string& what, Comm& ranks, int code) {
   complain(what);
-  if (ranks.size() > 1) ranks.abort(1);
-  return 1;
+  if (ranks.size() > 1) ranks.abort(code);
+  return code;
 }
 
 // The group is made before anything can fail: an error of one rank then ends the others without their help.
@@ -47,10 +47,12 @@ int run_rank(const Arguments& words) {
   set_log_rank(ranks->rank(), ranks->size());
   try {
     return run_program(words);
+  } catch (const RankLost& e) {
+    return give_up(e.what(), *ranks, exit_rank_lost);
   } catch (const std::bad_alloc&) {
-    return give_up("out of memory", *ranks);
+    return give_up("out of memory", *ranks, 1);
   } catch (const std::exception& e) {
-    return give_up(e.what(), *ranks);
+    return give_up(e.what(), *ranks, 1);
   }
 }
 

@@ -58,6 +58,7 @@ int run_rank(const TrainArguments& arguments, Comm& comm) {
     fail("--world_size", str(arguments.world_size), str(comm.size(), ", the ranks that mpiexec started"), "give both the same number");
   for (const std::string& notice : arguments.notices) say(notice);
   watch_signals();
+  comm.set_deadline(arguments.config.comm_timeout);
   const TrainResult result = train(arguments.config, comm, [&] { write_run_record(arguments.config, comm.size()); });
   report(arguments.config, result);
   comm.barrier();

@@ -2,6 +2,7 @@
 // (ranks are processes). Every rank of the group calls the same collectives in the same order.
 // Gathers move bytes and are exact. Sums are exchanges followed by our own sum in rank order, so they are the same bits on any number of
 // ranks that present the same addends in the same order.
+// No wait is for ever: past the deadline of the group it throws RankLost.
 // Threads: one thread at a time per Comm object; a second thread takes its own from split().
 #pragma once
 #include <cstddef>
@@ -13,9 +14,18 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/error.h"
 #include "core/range.h"
 
 namespace tessera {
+
+// A rank did not come to an exchange in time, or the library that moves the bytes has failed: nothing the user has given is wrong, and the
+// run can go on from its last checkpoint. The text names the missing ranks and the phase in which each rank is.
+struct RankLost : Error {
+  using Error::Error;
+};
+constexpr int exit_rank_lost = 70;         // the exit code of a program that ends by it
+constexpr double default_deadline = 1800;  // seconds
 
 class Comm {
  public:
@@ -39,6 +49,8 @@ class Comm {
   // Zeroed, page-aligned memory shared by the ranks of this group on this node; bytes must be equal on all of them. Collective.
   // REQUIRES: all ranks of the group are on one node.
   virtual Buffer shared_window(size_t bytes) = 0;
+  // How long a rank of this group, and of groups split from it later, waits for the others: 1,800 s when nothing is said.
+  virtual void set_deadline(double /*seconds*/) {}
   // Ends every rank of the run with this exit code. Does not return: single exits, mpi ends all processes, local throws Error on every
   // rank.
   virtual void abort(int code) = 0;
@@ -58,6 +70,10 @@ std::unique_ptr<Comm> make_single_comm();
 // MPI_COMM_WORLD; initialises MPI (thread multiple) on first use and finalises it at exit. Without mpiexec: a single comm.
 std::unique_ptr<Comm> make_mpi_comm();
 bool started_by_mpi();  // environment of mpiexec (PMI_RANK, PMI_SIZE) is present
+
+// Files that processes killed while MPI started have left in `folder` (/dev/shm): of this user, with the names MPICH and UCX give, older
+// than ten seconds, neither open nor mapped in any process. They are removed; returns how many. make_mpi_comm() does it once on each node.
+int remove_stale_files(const std::string& folder);
 
 // Runs f(comm) on n threads, each as one rank of a local group. The first exception is rethrown after all threads have ended.
 void run_local_ranks(int n, const std::function<void(Comm&)>& f);

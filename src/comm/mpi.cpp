@@ -13,9 +13,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <thread>
 
+#include "comm/blocking_call.h"
 #include "comm/comm.h"
+#include "comm/lost_ranks.h"
+#include "comm/mpi_roll_call.h"
 #include "comm/pages.h"
 #include "comm/sum.h"
 #include "core/error.h"
@@ -26,13 +30,14 @@ namespace {
 
 constexpr size_t scratch_floats = size_t(1) << 20;  // of a reduction, over all ranks
 constexpr size_t gather_piece = size_t(2) << 20;    // bytes of a part that one round moves
+constexpr double roll_seconds = 1.5;                // that a rank listens for the answers of the others
 
 void check(int code) {
   if (code == MPI_SUCCESS) return;
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   MPI_Error_string(code, text, &length);
-  throw Error("MPI: " + std::string(text, size_t(length)));
+  throw RankLost("MPI: " + std::string(text, size_t(length)));
 }
 
 // Yields at first, which answers quick partners quickly; then sleeps, longer and longer. Large messages advance at every look, so the
@@ -43,15 +48,26 @@ void rest(int tries) {
   std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
 }
 
-void wait(std::span<MPI_Request> requests, const std::atomic<bool>& interrupted) {
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
+
+// look(): called now and then while the wait is long; ends it by throwing.
+template <class Look>
+void wait(std::span<MPI_Request> requests, Look look) {
   for (int tries = 0;; ++tries) {
     int done = 0;
     check(MPI_Testall(int(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE));
     if (done) return;
-    if (interrupted) throw Error("MPI: the wait was interrupted");
+    if (tries % 64 == 63) look();
     rest(tries);
   }
 }
+
+// What each rank of the run on this node is doing, in memory that they share. A process that is stopped cannot answer; this can.
+struct Place {
+  std::atomic<int64_t> process;
+  std::atomic<Activity> doing;
+};
 
 // Piece `step` of a part that is cut into pieces of one length, the last one shorter; empty past the end.
 Range cut(Range part, size_t step, size_t piece) {
@@ -62,10 +78,19 @@ Range cut(Range part, size_t step, size_t piece) {
 // MPI from the first use to the end of the process. A run that ends in an error ends by MPI_Abort and does not come here.
 class Runtime {
  public:
-  static void start() { static const Runtime runtime; }
+  static Runtime& start() {
+    static Runtime runtime;
+    return runtime;
+  }
+  std::atomic<double> deadline = default_deadline;  // for the end of the run
+  Buffer places;                                    // a Place per rank of the run; those of other nodes stay zero
+  std::span<Place> all_places() { return {reinterpret_cast<Place*>(places.data()), places.bytes() / sizeof(Place)}; }
 
  private:
   Runtime() {
+    const char* rank_here = std::getenv("MPI_LOCALRANKID");
+    if (!rank_here || std::atoi(rank_here) == 0) remove_stale_files("/dev/shm");
+    const BlockingCall call("MPI_Init", default_deadline);
     int given = 0;
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &given));
     if (given < MPI_THREAD_MULTIPLE)
@@ -74,15 +99,16 @@ class Runtime {
     same_launcher();
   }
   ~Runtime() {
-    const std::atomic<bool> never = false;
+    Doing::show(nullptr);
     MPI_Request request;
     try {
+      const BlockingCall call("the end of the run", deadline);
       check(MPI_Ibarrier(MPI_COMM_WORLD, &request));
-      wait({&request, 1}, never);
+      wait({&request, 1}, [] {});
       MPI_Finalize();
     } catch (const Error& e) {
       std::fprintf(stderr, "%s\n", e.what());
-      MPI_Abort(MPI_COMM_WORLD, 1);
+      MPI_Abort(MPI_COMM_WORLD, exit_rank_lost);
     }
   }
 
@@ -100,9 +126,10 @@ class Runtime {
 
 class MpiComm final : public Comm {
  public:
-  explicit MpiComm(MPI_Comm comm) : comm_(comm) {  // owns comm
+  MpiComm(MPI_Comm comm, double deadline) : comm_(comm), deadline_(deadline) {  // owns comm
     check(MPI_Comm_rank(comm_, &rank_));
     check(MPI_Comm_size(comm_, &size_));
+    find_members();
     find_nodes();
   }
   ~MpiComm() override {
@@ -123,32 +150,91 @@ class MpiComm final : public Comm {
   Buffer shared_window(size_t bytes) override;
   void abort(int code) override;
   void interrupt() override { interrupted_ = true; }
+  void set_deadline(double seconds) override { Runtime::start().deadline = deadline_ = seconds; }
 
  private:
   using Requests = std::vector<MPI_Request>;
   void find_nodes();
-  void wait(std::span<MPI_Request> requests) { tessera::wait(requests, interrupted_); }
+  void find_members();
+  void begin(Call call) { call_ = call, ++calls_; }
+  void wait(std::span<MPI_Request> requests) {
+    wait_began_ = Clock::now();
+    tessera::wait(requests, [this] { look(); });
+  }
+  void look();
+  [[noreturn]] void lose();
   Requests exchange_pieces(float* received, const float* x, std::span<const Range> parts, size_t step, size_t piece);
 
   MPI_Comm comm_;
   int rank_ = 0, size_ = 1, node_ = 0, nodes_ = 1;
+  std::vector<int> members_;  // ranks of the run
+  double deadline_;           // seconds
+  Call call_ = Call::start;   // the one that is under way, the calls_-th
+  int64_t calls_ = 0;
+  Clock::time_point wait_began_;
   std::atomic<bool> interrupted_ = false;
   std::vector<float> scratch_;
 };
 
+void MpiComm::find_members() {
+  MPI_Group mine, run;
+  check(MPI_Comm_group(comm_, &mine));
+  check(MPI_Comm_group(MPI_COMM_WORLD, &run));
+  std::vector<int> ranks(size_);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  members_.resize(size_);
+  check(MPI_Group_translate_ranks(mine, size_, ranks.data(), run, members_.data()));
+  check(MPI_Group_free(&mine));
+  check(MPI_Group_free(&run));
+}
+
 // A node is known by its first rank; nodes are counted in the order of those.
 void MpiComm::find_nodes() {
+  begin(Call::start);
+  MPI_Request request;
+  check(MPI_Ibarrier(comm_, &request));
+  wait({&request, 1});  // restful; the call below spins until all have come
   MPI_Comm here;
-  check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &here));
   int first = rank_;
-  check(MPI_Bcast(&first, 1, MPI_INT, 0, here));
-  check(MPI_Comm_free(&here));
+  {
+    const BlockingCall call("MPI_Comm_split_type", deadline_);
+    check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &here));
+    check(MPI_Bcast(&first, 1, MPI_INT, 0, here));
+    check(MPI_Comm_free(&here));
+  }
   std::vector<int> firsts(size_);
-  check(MPI_Allgather(&first, 1, MPI_INT, firsts.data(), 1, MPI_INT, comm_));
+  check(MPI_Iallgather(&first, 1, MPI_INT, firsts.data(), 1, MPI_INT, comm_, &request));
+  wait({&request, 1});
   std::sort(firsts.begin(), firsts.end());
   firsts.erase(std::unique(firsts.begin(), firsts.end()), firsts.end());
   nodes_ = int(firsts.size());
   node_ = int(std::find(firsts.begin(), firsts.end(), first) - firsts.begin());
+}
+
+void MpiComm::look() {
+  if (interrupted_) throw Error("MPI: the wait was interrupted");
+  if (seconds_since(wait_began_) > deadline_ || roll_called(comm_)) lose();
+}
+
+// Every rank that waits in this group answers the roll; those that do not are missing. Whatever other threads of this process wait for, it
+// ends soon after.
+void MpiComm::lose() {
+  const std::span<Place> places = Runtime::start().all_places();
+  const auto doing_of = [&](int rank) { return places.empty() ? Doing::now() : places[size_t(rank)].doing.load(); };
+  const auto answers = call_roll(comm_, {doing_of(members_[rank_]), call_, calls_}, roll_seconds);
+  std::vector<RankState> states;
+  for (int r = 0; r < size_; ++r) {
+    RankState s{members_[r], answers[r].has_value(), true, Activity::starting, ""};
+    const int64_t process = places.empty() ? 0 : places[size_t(members_[r])].process.load();
+    if (s.here)
+      s.doing = answers[r]->doing;
+    else if (s.seen = process > 0; s.seen)
+      s.doing = doing_of(members_[r]), s.more = process_text(process);
+    states.push_back(s);
+  }
+  const std::string text = lost_ranks_text(str(name_of(call_), ' ', calls_), deadline_, states);
+  end_later(text, 20);
+  throw RankLost(text);
 }
 
 std::string MpiComm::describe() const {
@@ -164,6 +250,7 @@ std::string MpiComm::describe() const {
 // In rounds, two in flight: for one large message the library would copy all of it into buffers of its own.
 void MpiComm::all_gather(std::byte* buffer, std::span<const Range> parts) {
   assert(int(parts.size()) == size_);
+  begin(Call::all_gather);
   size_t longest = 0;
   for (const Range& part : parts) longest = std::max(longest, part.size());
   const size_t steps = (longest + gather_piece - 1) / gather_piece;
@@ -208,6 +295,7 @@ void MpiComm::reduce_scatter(float* sum, const float* x, std::span<const Range> 
   size_t longest = 0;
   for (const Range& part : parts) longest = std::max(longest, part.size());
   if (longest == 0) return;
+  begin(Call::reduce_scatter);
   const size_t piece = std::min(longest, scratch_floats / 2 / size_t(size_));
   const size_t steps = (longest + piece - 1) / piece, half = piece * size_t(size_);
   scratch_.resize(std::max(scratch_.size(), 2 * half));
@@ -222,12 +310,14 @@ void MpiComm::reduce_scatter(float* sum, const float* x, std::span<const Range> 
 }
 
 void MpiComm::broadcast(std::byte* buffer, size_t bytes, int root) {
+  begin(Call::broadcast);
   MPI_Request request;
   check(MPI_Ibcast_c(buffer, MPI_Count(bytes), MPI_BYTE, root, comm_, &request));
   wait({&request, 1});
 }
 
 void MpiComm::barrier() {
+  begin(Call::barrier);
   MPI_Request request;
   check(MPI_Ibarrier(comm_, &request));
   wait({&request, 1});
@@ -236,8 +326,11 @@ void MpiComm::barrier() {
 std::unique_ptr<Comm> MpiComm::split(int color, int key) {
   MPI_Comm group;
   barrier();  // restful; the call below spins until all have come
-  check(MPI_Comm_split(comm_, color, key, &group));
-  return std::make_unique<MpiComm>(group);
+  {
+    const BlockingCall call("MPI_Comm_split", deadline_);
+    check(MPI_Comm_split(comm_, color, key, &group));
+  }
+  return std::make_unique<MpiComm>(group, deadline_);
 }
 
 // mpiexec forwards a process's output in its own time; without the pause the abort can overtake the message that explains it.
@@ -269,14 +362,29 @@ Buffer MpiComm::shared_window(size_t bytes) {
   return pages;
 }
 
+// For the ranks of this node to see. Collective.
+void show_this_process(Runtime& runtime, MpiComm& run) {
+  runtime.places = run.split(run.node(), run.rank())->shared_window(size_t(run.size()) * sizeof(Place));
+  Place& mine = runtime.all_places()[size_t(run.rank())];
+  mine.process = getpid();
+  Doing::show(&mine.doing);
+}
+
 }  // namespace
 
 std::unique_ptr<Comm> make_mpi_comm() {
   if (!started_by_mpi()) return make_single_comm();
-  Runtime::start();
+  Runtime& runtime = Runtime::start();
   MPI_Comm mine;
-  check(MPI_Comm_dup(MPI_COMM_WORLD, &mine));
-  return std::make_unique<MpiComm>(mine);
+  MPI_Request request;
+  check(MPI_Comm_idup(MPI_COMM_WORLD, &mine, &request));
+  {
+    const BlockingCall call("MPI_Comm_idup", default_deadline);
+    wait({&request, 1}, [] {});
+  }
+  auto comm = std::make_unique<MpiComm>(mine, default_deadline);
+  if (!runtime.places) show_this_process(runtime, *comm);
+  return comm;
 }
 
 }  // namespace tessera

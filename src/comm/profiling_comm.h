@@ -22,6 +22,7 @@ class ProfilingComm final : public Comm {
   void barrier() override;
   std::unique_ptr<Comm> split(int color, int key) override;
   Buffer shared_window(size_t bytes) override { return comm_.shared_window(bytes); }
+  void set_deadline(double seconds) override { comm_.set_deadline(seconds); }
   void abort(int code) override { comm_.abort(code); }
   void interrupt() override { comm_.interrupt(); }
 

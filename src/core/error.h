@@ -15,5 +15,7 @@ struct Error : std::runtime_error {
 //     allowed: allowed
 //     do this: remedy
 [[noreturn]] void fail(const std::string& where, const std::string& given, const std::string& allowed, const std::string& remedy);
+// The text alone, for errors of another type.
+std::string error_text(const std::string& where, const std::string& given, const std::string& allowed, const std::string& remedy);
 
 }  // namespace tessera

@@ -1,5 +1,7 @@
 #include "fsdp/mover.h"
 
+#include "core/activity.h"
+
 namespace tessera {
 
 Mover::Mover(std::unique_ptr<Comm> comm) : comm_(std::move(comm)), thread_([this] { run(); }) {}
@@ -30,6 +32,7 @@ void Mover::wait(Ticket ticket) {
 void Mover::wait_all() { wait(posted_); }  // only the posting thread writes posted_
 
 void Mover::run() {
+  const Doing gathering(Activity::gathering);
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [&] { return closing_ || !jobs_.empty(); });

@@ -8,6 +8,7 @@
 
 #include "backend/profiling_backend.h"
 #include "comm/profiling_comm.h"
+#include "core/activity.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
@@ -85,6 +86,7 @@ std::optional<Tokenizer> load_tokenizer(const std::string& folder) {
 }
 
 Dataset load_rows(const TrainConfig& c, const std::string& dataset, const std::optional<Tokenizer>& tokenizer, const ModelConfig& model) {
+  const Doing reading(Activity::reading_data);
   return Dataset::load(dataset_options(c, dataset), tokenizer ? &*tokenizer : nullptr, int32_t(model.vocab));
 }
 
@@ -169,11 +171,13 @@ StepRecord Run::step(int64_t number) {
 
 void Run::evaluate_now(int64_t done) {
   if (!eval_data_) return;
+  const Doing evaluating(Activity::evaluating);
   const Evaluation e = evaluate(model_->pass, comm_, *eval_data_, config_.batch_size, false);
   log_->evaluation(done, e.loss, e.tokens);
 }
 
 void Run::save(int64_t done) {
+  const Doing saving(Activity::saving);
   const std::string folder =
       save_checkpoint(*model_, *optimizer_, {done, loader_.state(), identity(), skipped_}, config_.output_dir, config_.save_total_limit);
   log_->note(str("saved    ", folder, " (values, optimizer, place in the data; verified)"));
@@ -200,6 +204,7 @@ TrainResult Run::go(const std::function<void()>& on_start) {
   comm_.barrier();
   log_.emplace(c.output_dir, total_, done_, c.logging_steps);
 
+  const Doing training(Activity::training);
   TrainResult result;
   int64_t saved_at = -1;
   while (done_ < total_ && !result.interrupted) {
@@ -217,6 +222,7 @@ TrainResult Run::go(const std::function<void()>& on_start) {
   result.steps = done_;
   result.first_loss = log_->first_loss(), result.last_loss = log_->last_loss();
   if (result.saved.empty()) return result;
+  const Doing saving(Activity::saving);
   const TrainType& type = find_train_type(c.train_type);
   if (type.adapter) {
     write_adapter(*model_, c.output_dir, type.fsdp_qlora_file);
@@ -233,6 +239,7 @@ void request_stop() { stop_requested = true; }
 
 TrainResult train(const TrainConfig& c, Comm& comm, const std::function<void()>& on_start) {
   set_log_rank(comm.rank(), comm.size());
+  const Doing loading(Activity::loading);
   if (!c.profile) return Run(c, comm).go(on_start);
   Profile profile(comm.rank());
   ProfilingComm profiling(comm, profile);
