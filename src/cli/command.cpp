@@ -10,6 +10,7 @@ const std::vector<Command>& commands() {
       {"train", "fine-tune a model: full, LoRA or QLoRA, on one rank or many", run_train},
       {"generate", "continue a text with a model and its adapter", run_generate},
       {"eval", "the loss of a model on a dataset", run_eval},
+      {"consolidate", "a checkpoint, sharded or whole, ours or PyTorch's, as a PEFT adapter or a Hugging Face model", run_consolidate},
       {"inspect", "rows of a dataset as the model sees them: tokens, and which of them are learned", run_inspect},
       {"tokenize", "texts as token ids", run_tokenize},
       {"launch", "run a command on several ranks", run_launch},
@@ -32,7 +33,7 @@ const Command& find_command(std::string_view name) {
 std::string program_help() {
   std::string out =
       str("Tessera ", version(), ": FSDP and QLoRA fine-tuning of language models\n\nusage: tessera COMMAND [--option value ...]\n\n");
-  for (const auto& c : commands()) out += str("  ", c.name, std::string(12 - c.name.size(), ' '), c.summary, "\n");
+  for (const auto& c : commands()) out += str("  ", c.name, std::string(13 - c.name.size(), ' '), c.summary, "\n");
   return out +
          "\nexamples:\n"
          "  tessera train --model models/stories260k --dataset rows.jsonl --output_dir out\n"

@@ -23,6 +23,7 @@ int run_train(const Arguments&);
 int run_generate(const Arguments&);
 int run_eval(const Arguments&);
 int run_inspect(const Arguments&);
+int run_consolidate(const Arguments&);
 int run_tokenize(const Arguments&);
 int run_launch(const Arguments&);
 int run_env(const Arguments&);

@@ -49,14 +49,6 @@ std::map<std::string, Entry> entries_of(const Model& m, const std::vector<Tensor
   return out;
 }
 
-void write_config(const LoadedModel& m, const std::string& folder, Dtype dtype) {
-  Json config = read_json(m.request.folder + "/config.json");
-  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = std::string(torch_name(dtype));
-  write_file_atomic(folder + "/config.json", config.dump(2) + "\n");
-  const std::string generation = m.request.folder + "/generation_config.json";
-  if (file_exists(generation)) copy_file_atomic(generation, folder + "/generation_config.json");
-}
-
 }  // namespace
 
 const float* gather_unit(Sharded& sharded, int unit, Tensor owned, std::vector<float>& storage) {
@@ -128,10 +120,18 @@ void write_model(LoadedModel& m, const std::string& folder, Dtype dtype) {
   if (m.comm.rank() == 0) make_folder(folder);
   write_tensors(m, folder + "/model.safetensors", {{"", [&](int unit) { return m.sharded.values(unit); }}}, dtype, {{"format", "pt"}});
   if (m.comm.rank() == 0) {
-    write_config(m, folder, dtype);
+    write_config(m.request.folder, folder, dtype);
     copy_tokenizer(m.request.folder, folder);
   }
   m.comm.barrier();
+}
+
+void write_config(const std::string& model_folder, const std::string& folder, Dtype dtype) {
+  Json config = read_json(model_folder + "/config.json");
+  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = std::string(torch_name(dtype));
+  write_file_atomic(folder + "/config.json", config.dump(2) + "\n");
+  const std::string generation = model_folder + "/generation_config.json";
+  if (file_exists(generation)) copy_file_atomic(generation, folder + "/generation_config.json");
 }
 
 void copy_tokenizer(const std::string& model_folder, const std::string& folder) {

@@ -28,6 +28,8 @@ void write_tensors(LoadedModel&, const std::string& path, const std::vector<Tens
 void write_adapter(LoadedModel&, const std::string& folder, bool fsdp_qlora_file);
 // config.json (with this dtype), generation_config.json, model.safetensors, the tokenizer's files.
 void write_model(LoadedModel&, const std::string& folder, Dtype);
+// config.json of the model folder with this dtype, and its generation_config.json.
+void write_config(const std::string& model_folder, const std::string& folder, Dtype);
 // The tokenizer's files of the model folder.
 void copy_tokenizer(const std::string& model_folder, const std::string& folder);
 
