@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "cli/command.h"
+#include "cli/supervise.h"
 #include "cli/upstream.h"
 #include "comm/comm.h"
 #include "core/error.h"
@@ -21,7 +22,7 @@ namespace {
 const std::vector<std::string> launched = {"train", "eval"};  // the commands that run on ranks
 
 struct LaunchOptions {
-  int64_t num_processes = 0;
+  int64_t num_processes = 0, max_restarts = -1;
   std::string mpiexec, sharding_strategy;
   int64_t threads = 0;
   bool cpu = true;
@@ -29,10 +30,15 @@ struct LaunchOptions {
 
 FieldList launch_fields(LaunchOptions& o) {
   FieldList fields("launch",
-                   "usage: tessera launch --num_processes N [--mpiexec PATH] train ...\n\n"
+                   "usage: tessera launch --num_processes N [--max_restarts N] [--mpiexec PATH] train ...\n\n"
                    "Runs a command on N ranks of this machine, under MPICH's mpiexec. Options before the command's name are launch's own.");
   fields.group("Options");
   fields.add("num_processes", &o.num_processes, "ranks (needed)").also({"nproc_per_node"}).from(1).sets_others();
+  fields
+      .add("max_restarts", &o.max_restarts,
+           "when a rank dies, start all of them again from the last checkpoint, so often at most; -1: this process becomes mpiexec")
+      .from(0)
+      .or_value(-1);
   fields.add("mpiexec", &o.mpiexec, "MPICH's launcher; none: mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("fsdp_sharding_strategy", &o.sharding_strategy, "passed to the command as --sharding_strategy");
@@ -67,6 +73,12 @@ std::string own_path() {
   return std::string(path, size_t(n));
 }
 
+Arguments mpiexec_words(int64_t ranks, const std::string& mpiexec, const Arguments& command) {
+  Arguments words = {find_mpiexec(mpiexec), "-n", str(ranks), own_path()};
+  words.insert(words.end(), command.begin(), command.end());
+  return words;
+}
+
 }  // namespace
 
 std::string find_mpiexec(const std::string& given) {
@@ -99,7 +111,10 @@ Launch parse_launch(const Arguments& args) {
   if (line.words.empty() || std::find(launched.begin(), launched.end(), line.words[0]) == launched.end())
     fail("tessera launch", line.words.empty() ? "the command is missing" : str("\"", line.words[0], "\" is no command that runs on ranks"),
          join(launched, ", "), "write train and its options after launch's own");
+  if (options.max_restarts > 0 && line.words[0] != "train")
+    fail("--max_restarts", str("given with ", line.words[0]), "train, which goes on from its checkpoints", "leave it out");
   launch.ranks = options.num_processes;
+  launch.max_restarts = options.max_restarts;
   launch.mpiexec = options.mpiexec;
   launch.command = line.words;
   if (options.threads > 0) launch.command.push_back(str("--threads=", options.threads));
@@ -108,8 +123,7 @@ Launch parse_launch(const Arguments& args) {
 }
 
 void start_ranks(int64_t ranks, const std::string& mpiexec, const Arguments& command) {
-  Arguments words = {find_mpiexec(mpiexec), "-n", str(ranks), own_path()};
-  words.insert(words.end(), command.begin(), command.end());
+  Arguments words = mpiexec_words(ranks, mpiexec, command);
   std::vector<char*> argv;
   for (auto& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -129,6 +143,8 @@ int run_launch(const Arguments& args) {
   if (started_by_mpi())
     fail("tessera launch", "this process was started by mpiexec already", "launch outside of mpiexec", "leave out launch and its options");
   for (const auto& notice : launch.notices) say(notice);
+  if (launch.max_restarts >= 0)
+    return supervise_ranks(mpiexec_words(launch.ranks, launch.mpiexec, launch.command), launch.ranks, launch.max_restarts);
   start_ranks(launch.ranks, launch.mpiexec, launch.command);
 }
 

@@ -11,8 +11,9 @@ namespace tessera {
 // What `tessera launch` was asked to do: mpiexec -n ranks tessera COMMAND.
 struct Launch {
   int64_t ranks = 1;
-  std::string mpiexec;  // a path; "": MPICH's on the PATH
-  Arguments command;    // "train", its options, and what launch's own options ask of it
+  int64_t max_restarts = -1;  // -1: this process becomes mpiexec; else it stays, and starts the ranks again so often
+  std::string mpiexec;        // a path; "": MPICH's on the PATH
+  Arguments command;          // "train", its options, and what launch's own options ask of it
   std::vector<std::string> notices;
 };
 Launch parse_launch(const Arguments&);

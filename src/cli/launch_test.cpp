@@ -27,6 +27,8 @@ TEST(Launch, PassesTheCommandOn) {
   EXPECT_EQ(l.mpiexec, "/opt/mpiexec");
   EXPECT_EQ(l.command, (Arguments{"train", "run.yaml", "--lr", "1e-4"}));
   EXPECT_TRUE(l.notices.empty());
+  EXPECT_EQ(l.max_restarts, -1);
+  EXPECT_EQ(parse_launch({"--num_processes", "2", "--max_restarts", "3", "train"}).max_restarts, 3);
 }
 
 TEST(Launch, UnderstandsAccelerate) {
@@ -59,6 +61,7 @@ TEST(Launch, RefusesByName) {
   EXPECT_TRUE(has(error_of({"train"}), "--num_processes is missing"));
   EXPECT_TRUE(has(error_of({"--num_processes", "2"}), "the command is missing"));
   EXPECT_TRUE(has(error_of({"--num_processes", "2", "inspect"}), "no command that runs on ranks"));
+  EXPECT_TRUE(has(error_of({"--num_processes", "2", "--max_restarts", "1", "eval"}), "--max_restarts"));
   EXPECT_TRUE(has(error_of({"--num_processes", "0", "train"}), "--num_processes: \"0\""));
   EXPECT_TRUE(has(error_of({"--num_processes", "2", "--num_machines", "2", "train"}), "--num_machines 2: not yet built"));
   EXPECT_TRUE(has(error_of({"--num_processes", "2", "--fsdp_offload_params", "true", "train"}), "not yet built"));

@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/config.h"
 #include "cli/run_record.h"
+#include "cli/supervise.h"
 #include "comm/comm.h"
 #include "core/error.h"
 #include "core/log.h"
@@ -16,8 +17,6 @@
 
 namespace tessera {
 namespace {
-
-constexpr int exit_continue_me = 75;  // EX_TEMPFAIL: stopped by a signal, everything is saved, --resume_from_checkpoint true goes on
 
 std::atomic<int64_t> first_signal{0};  // milliseconds
 
