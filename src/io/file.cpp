@@ -84,6 +84,7 @@ bool is_real_folder(const std::string& path) {
 
 // Links are removed, not followed.
 void remove_tree(const std::string& path) {
+  if (!is_there(path)) return;
   if (!is_real_folder(path)) return disk_remove(path);
   for (const std::string& name : list_folder(path)) remove_tree(path + "/" + name);
   disk_remove_folder(path);
@@ -254,8 +255,7 @@ void rename_folder(const std::string& from, const std::string& to) {
 // A folder loses its name first, so that no half of it is ever found under it.
 void remove_all(const std::string& path) {
   assert(!path.empty());
-  if (!is_there(path)) return;
-  if (!is_real_folder(path)) return disk_remove(path);
+  if (!is_real_folder(path)) return remove_tree(path);
   const std::string gone = beside(path, "gone");
   remove_tree(gone);
   disk_rename(path, gone);
@@ -325,9 +325,17 @@ std::string sha256_hex(std::span<const std::byte> bytes) {
   return hash.hex();
 }
 
-std::string sha256_file(const std::string& path) {
-  const MappedFile file(path);
-  return sha256_hex({file.data(), file.size()});
+std::string sha256_from(const MappedFile& file, size_t begin) {
+  constexpr size_t stretch = size_t(16) << 20;
+  Sha256 hash;
+  for (size_t at = begin; at < file.size(); at += stretch) {
+    const size_t end = std::min(at + stretch, file.size());
+    hash.update({file.data() + at, end - at});
+    file.drop(0, end);
+  }
+  return hash.hex();
 }
+
+std::string sha256_file(const std::string& path) { return sha256_from(MappedFile(path), 0); }
 
 }  // namespace tessera

@@ -93,5 +93,6 @@ class Sha256 {
 };
 std::string sha256_hex(std::span<const std::byte> bytes);
 std::string sha256_file(const std::string& path);
+std::string sha256_from(const MappedFile&, size_t begin);  // of its rest; the pages are given back, so the size of the file does not matter
 
 }  // namespace tessera

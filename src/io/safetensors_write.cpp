@@ -77,7 +77,7 @@ void verify(const std::string& written, const std::string& path, const std::vect
     const StoredTensor* found = files.find(t->name);
     equal = equal && found && found->dtype_name == name_of(t->dtype) && found->shape == t->shape;
   }
-  equal = equal && sha256_hex({file.data() + header_bytes, file.size() - header_bytes}) == hash;
+  equal = equal && sha256_from(file, header_bytes) == hash;
   if (!equal) fail(path, "what was read back differs from what was written", "equal bytes", "check the disk, then write again");
 }
 
