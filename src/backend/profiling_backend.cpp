@@ -238,6 +238,11 @@ ProfileLimits measure_limits(Backend& backend) {
   return {product_limit(backend, Dtype::f32), product_limit(backend, Dtype::bf16), copy_limit(backend)};
 }
 
+ProfileLimits measure_limits(Backend& backend, Dtype dtype) {
+  const double products = product_rate(backend, dtype, 2048);
+  return {products, products, copy_limit(backend)};
+}
+
 std::unique_ptr<Backend> profiled(std::unique_ptr<Backend> backend) {
   Profile* const profile = Profile::current();
   if (!profile) return backend;

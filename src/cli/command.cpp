@@ -8,6 +8,7 @@ namespace tessera {
 const std::vector<Command>& commands() {
   static const std::vector<Command> table = {
       {"train", "fine-tune a model: full, LoRA or QLoRA, on one rank or many", run_train},
+      {"plan", "the memory and the time of a run, from its flags and config.json alone", run_plan},
       {"generate", "continue a text with a model and its adapter", run_generate},
       {"eval", "the loss of a model on a dataset", run_eval},
       {"consolidate", "a checkpoint, sharded or whole, ours or PyTorch's, as a PEFT adapter or a Hugging Face model", run_consolidate},

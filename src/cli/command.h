@@ -20,6 +20,7 @@ std::string program_help();                          // what `tessera --help` pr
 std::string_view version();                          // "0.1.0"
 
 int run_train(const Arguments&);
+int run_plan(const Arguments&);
 int run_generate(const Arguments&);
 int run_eval(const Arguments&);
 int run_inspect(const Arguments&);

@@ -137,6 +137,10 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
       .one_of({"auto"})
       .switches()
       .also({"use_gradient_checkpointing"});
+  fields.add("keep_layers", &c.keep_layers, "of how many layers, the last ones, all activations are kept; auto: as the plan finds room")
+      .one_of({"auto"})
+      .or_text("a number");
+  fields.add("force", &c.force, "start although the plan says that it does not fit into the memory");
   fields
       .add("sharding_strategy", &c.sharding_strategy,
            "full_shard: each rank keeps a share of everything; shard_grad_op: gathered weights stay until the backward pass; ddp: every "

@@ -18,7 +18,8 @@ struct TrainArguments {
 };
 
 // Order of power: command line, --config file, defaults of the column. Throws Error naming the flag as typed, or file and line.
-TrainArguments parse_train(const Arguments&);
+// without_rows: a plan needs no dataset.
+TrainArguments parse_train(const Arguments&, bool without_rows = false);
 
 // What `tessera train --help` prints, with the defaults of the column that the other arguments choose.
 std::string train_help(const Arguments&);

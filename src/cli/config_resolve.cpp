@@ -250,7 +250,7 @@ void apply_given(FieldList& fields, const std::string& column, const std::vector
     if (Field* f = fields.find(g.name)) f->set(g);
 }
 
-TrainArguments parse_train(const Arguments& args) {
+TrainArguments parse_train(const Arguments& args, bool without_rows) {
   TrainArguments out;
   Spelled spelled;
   FieldList fields = train_fields(out.config);
@@ -280,6 +280,9 @@ TrainArguments parse_train(const Arguments& args) {
   resolve_strategies(c, spelled, said, out.notices);
   check_needed(fields);
   out.world_size = std::max<int64_t>(0, spelled.world_size);
+  if (without_rows && c.dataset.empty()) c.dataset = "none";
+  if (c.keep_layers != "auto" && (c.keep_layers.size() > 6 || c.keep_layers.find_first_not_of("0123456789") != std::string::npos))
+    fail("--keep_layers", str("\"", c.keep_layers, "\""), "auto, or a number of layers from 0", "give one of them");
   return out;
 }
 

@@ -54,6 +54,7 @@ struct TrainConfig {
   std::string precision = "bf16";               // fp32, bf16
   std::string gradient_checkpointing = "auto";  // true, false
   std::string keep_layers = "auto";             // of how many layers all activations are kept
+  bool force = false;                           // start although the plan says it does not fit
   std::string sharding_strategy = "full_shard";
   int64_t threads = 0;         // per rank; 0: cores of the node / ranks on it
   double comm_timeout = 1800;  // seconds a rank waits for the others before the run ends

@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t recent_steps = 30;
 
-// Keeps the lines up to step `done`: a resumed run writes each step once.
+// Keeps the lines up to step `done`: a resumed run writes each step once. A line that a crash has torn is no JSON, and goes.
 void cut_after(const std::string& path, int64_t done) {
   if (!file_exists(path)) return;
   if (done == 0) {
@@ -32,11 +32,12 @@ void cut_after(const std::string& path, int64_t done) {
 
 }  // namespace
 
-TrainLog::TrainLog(const std::string& folder, int64_t total_steps, int64_t done, int64_t logging_steps)
+TrainLog::TrainLog(const std::string& folder, int64_t total_steps, int64_t done, int64_t logging_steps, size_t planned)
     : path_(folder + "/train.jsonl"),
       total_(total_steps),
       done_(done),
       logging_steps_(std::max<int64_t>(1, logging_steps)),
+      planned_(planned),
       progress_("step", total_steps, 0) {
   if (speaks()) cut_after(path_, done);
 }
@@ -62,8 +63,9 @@ void TrainLog::step(const StepRecord& r) {
   if (!progress_.terminal() && r.step % logging_steps_ && r.step != total_) return;
   const double left = progress_.seconds() / double(r.step - done_) * double(total_ - r.step);
   progress_.at(r.step, str("loss ", fixed(r.loss, 4), "  lr ", significant(r.learning_rate, 4), "  norm ", fixed(r.grad_norm, 3), "  ",
-                           human_count(r.tokens_per_second), " tok/s  mem ", human_bytes(r.memory), " (peak ", human_bytes(r.memory_peak),
-                           ")  left ", human_seconds(left)));
+                           human_count(r.tokens_per_second), " tok/s  mem ", human_bytes(r.memory),
+                           planned_ ? str(" of ", human_bytes(planned_)) : "", " (peak ", human_bytes(r.memory_peak), ")  left ",
+                           human_seconds(left)));
 }
 
 void TrainLog::evaluation(int64_t step, double loss, int64_t tokens) {

@@ -24,7 +24,8 @@ struct StepRecord {
 class TrainLog {
  public:
   // folder: where train.jsonl lives; lines of steps after `done` (of a run that is being resumed) are cut off.
-  TrainLog(const std::string& folder, int64_t total_steps, int64_t done, int64_t logging_steps);
+  // planned: bytes a rank holds at most, for the progress line; 0: not known.
+  TrainLog(const std::string& folder, int64_t total_steps, int64_t done, int64_t logging_steps, size_t planned = 0);
   void step(const StepRecord&);
   void evaluation(int64_t step, double loss,
                   int64_t tokens);     // also a line of train.jsonl: {"step", "eval_loss", "eval_perplexity", "eval_tokens"}
@@ -35,6 +36,7 @@ class TrainLog {
  private:
   std::string path_;
   int64_t total_, done_, logging_steps_;
+  size_t planned_;
   Progress progress_;
   double first_ = 0, last_ = 0;
   std::vector<double> recent_;

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "io/file.h"
 #include "optim/schedule.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
@@ -78,6 +79,7 @@ struct Run {
   std::optional<Optimizer> optimizer_;
   std::optional<TrainLog> log_;
   int64_t done_ = 0, skipped_ = 0;
+  size_t planned_ = 0;  // bytes of a rank at most
 };
 
 std::optional<Tokenizer> load_tokenizer(const std::string& folder) {
@@ -126,12 +128,17 @@ Run::Run(const TrainConfig& c, Comm& comm)
     done_ = state.step;
     skipped_ = state.skipped_steps;
   }
+  const Plan plan = make_plan(c, this_machine(comm, *backend_));
+  say(plan_line(plan));
+  if (!c.force) refuse_unfitting(c, plan);
+  request.keeping = plan.keeping;
+  planned_ = plan.needed();
   if (comm.rank() == 0) {
     make_folder(c.output_dir);
     clear_later_checkpoints(c.output_dir, done_);
+    write_file_atomic(c.output_dir + "/plan.json", plan_json(c, plan));
   }
   comm.barrier();
-  request.keeping = make_plan(c, this_machine(comm, *backend_)).keeping;
   model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
   optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
   if (!resumed_.empty()) load_optimizer(*model_, *optimizer_, resumed_);
@@ -202,7 +209,7 @@ TrainResult Run::go(const std::function<void()>& on_start) {
   if (!resumed_.empty()) say(str("resumed  ", resumed_, " after step ", done_));
   if (comm_.rank() == 0 && on_start) on_start();
   comm_.barrier();
-  log_.emplace(c.output_dir, total_, done_, c.logging_steps);
+  log_.emplace(c.output_dir, total_, done_, c.logging_steps, planned_);
 
   const Doing training(Activity::training);
   TrainResult result;

@@ -1,0 +1,148 @@
+// What would fit, found by dry runs of what is asked.
+#include <algorithm>
+
+#include "core/text.h"
+#include "train/plan.h"
+
+namespace tessera {
+namespace {
+
+struct Asked {
+  TrainConfig config;
+  PlanMachine machine;
+};
+
+// With as little kept as the flags allow.
+size_t least_memory(const Asked& a) {
+  const Keeping keeping{a.config.gradient_checkpointing == "false" ? Keeping::all_layers : 0, false};
+  size_t most = dry_run(a.config, a.machine, keeping, 0).needed();
+  if (a.machine.ranks > 1) most = std::max(most, dry_run(a.config, a.machine, keeping, a.machine.ranks - 1).needed());
+  return most;
+}
+
+bool fits(const Asked& a) { return least_memory(a) <= a.machine.rank_memory; }
+
+// The largest n in [1, most] for which holds(n), which holds for all smaller ones as well; 0: none.
+template <class F>
+int64_t largest(int64_t most, F&& holds) {
+  int64_t good = 0, bad = 1;
+  while (bad <= most && holds(bad)) good = bad, bad *= 2;
+  bad = std::min(bad, most + 1);
+  while (good + 1 < bad) {
+    const int64_t middle = good + (bad - good) / 2;
+    (holds(middle) ? good : bad) = middle;
+  }
+  return good;
+}
+
+// One thing that can be changed, and what it costs. change: false when it is so already.
+struct Change {
+  const char* cost;
+  std::string (*change)(Asked&);  // the flags, or ""
+};
+
+std::string smaller_batch(Asked& a) {
+  TrainConfig& c = a.config;
+  if (c.batch_size == 1) return "";
+  c.gradient_accumulation_steps *= c.batch_size;
+  c.batch_size = 1;
+  return str("--batch_size 1 --gradient_accumulation_steps ", c.gradient_accumulation_steps);
+}
+
+template <class T>
+std::string set(T& field, const T& value, const char* flags) {
+  if (field == value) return "";
+  field = value;
+  return flags;
+}
+
+// Cheapest first.
+const std::vector<Change>& changes() {
+  static const std::vector<Change> rows = {
+      {"no cost in numbers, up to a third more time",
+       [](Asked& a) {
+         a.config.keep_layers = "auto";
+         return set<std::string>(a.config.gradient_checkpointing, "true", "--gradient_checkpointing true");
+       }},
+      {"the same step, in more passes", smaller_batch},
+      {"the same step, more to gather",
+       [](Asked& a) {
+         if (a.machine.ranks == 1) return std::string();
+         return set<std::string>(a.config.sharding_strategy, "full_shard", "--sharding_strategy full_shard");
+       }},
+      {"half the bytes; other numbers in the last digits",
+       [](Asked& a) { return set<std::string>(a.config.precision, "bf16", "--precision bf16"); }},
+      {"a base of 4 bits instead of 16; a slightly worse model",
+       [](Asked& a) {
+         const bool lora = a.config.train_type == "lora" || a.config.train_type == "custom_lora";
+         return lora ? set<std::string>(a.config.train_type, "qlora", "--train_type qlora") : std::string();
+       }},
+      {"adapters instead of all weights",
+       [](Asked& a) {
+         return a.config.train_type == "full" ? set<std::string>(a.config.train_type, "qlora", "--train_type qlora") : std::string();
+       }},
+      {"shorter rows: what is longer is cut",
+       [](Asked& a) {
+         const int64_t most = largest_context(a.config, a.machine);
+         if (most == 0 || most >= a.config.context_length) return std::string();
+         a.config.context_length = most;
+         return str("--context_length ", most);
+       }},
+      {"more machines or devices",
+       [](Asked& a) {
+         if (a.machine.rank_memory == 0 || !(a.machine.own_memory || a.machine.nodes > 1)) return std::string();
+         for (const int times : {2, 4, 8, 16, 32}) {
+           Asked more = a;
+           more.machine.ranks *= times, more.machine.nodes *= a.machine.own_memory ? 1 : times;
+           if (!fits(more)) continue;
+           a = more;
+           return str("--num_processes ", a.machine.ranks);
+         }
+         return std::string();
+       }},
+  };
+  return rows;
+}
+
+}  // namespace
+
+int64_t largest_batch(const TrainConfig& c, const PlanMachine& machine) {
+  return largest(4096, [&](int64_t n) {
+    Asked a{c, machine};
+    a.config.batch_size = n;
+    return fits(a);
+  });
+}
+
+int64_t largest_context(const TrainConfig& c, const PlanMachine& machine) {
+  return 64 * largest(int64_t(1) << 13, [&](int64_t n) {
+           Asked a{c, machine};
+           a.config.context_length = 64 * n;
+           return fits(a);
+         });
+}
+
+std::vector<std::string> plan_advice(const TrainConfig& c, const PlanMachine& machine) {
+  std::vector<std::string> out;
+  Asked all{c, machine};
+  std::string flags;
+  for (const Change& change : changes()) {
+    Asked alone{c, machine};
+    const std::string flag = change.change(alone);
+    if (flag.empty()) continue;
+    const auto line = [&](const std::string& what, const Asked& a) {
+      return str(what, ": ", human_bytes(least_memory(a)), "; ", change.cost);
+    };
+    if (fits(alone)) {
+      out.push_back(line(flag, alone));
+      continue;
+    }
+    if (!out.empty()) continue;
+    const std::string together = change.change(all);
+    flags += str(flags.empty() ? "" : " ", together);
+    if (flags != flag && fits(all)) out.push_back(line(flags, all));
+  }
+  return out;
+}
+
+}  // namespace tessera

@@ -1,0 +1,81 @@
+// The plan as text.
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/text.h"
+#include "io/json.h"
+#include "train/plan.h"
+
+namespace tessera {
+namespace {
+
+std::string kept_text(const Plan& p) {
+  if (p.keeping.layers >= p.layers) return "all activations are kept";
+  const char* others = p.keeping.attention ? "attention halves of the others" : "inputs of the others";
+  return str(p.keeping.layers ? str("activations of ", p.keeping.layers, " of ", p.layers, " layers are kept, and ") : "",
+             p.keeping.layers ? others : str(p.keeping.attention ? "attention halves" : "inputs", " of the layers are kept"));
+}
+
+const Ledger::Peak& highest(const Plan& p) {
+  const Ledger::Peak* out = &p.phases.front();
+  for (const auto& phase : p.phases)
+    if (phase.bytes > out->bytes) out = &phase;
+  return *out;
+}
+
+}  // namespace
+
+std::string plan_line(const Plan& p) {
+  std::string text = str("plan     ", human_bytes(p.needed()), p.machine.ranks > 1 ? " per rank" : "", " at most (", highest(p).phase, ")");
+  if (p.machine.rank_memory) text += str(" of ", human_bytes(p.machine.rank_memory));
+  return str(text, "; ", kept_text(p));
+}
+
+std::string plan_json(const TrainConfig& c, const Plan& p) {
+  Json phases = Json::array();
+  for (const auto& phase : p.phases) {
+    Json holders = Json::object();
+    for (const auto& h : phase.holders) holders[h.what] = h.bytes;
+    phases.push_back({{"phase", phase.phase}, {"bytes", phase.bytes}, {"holders", holders}});
+  }
+  const Json out = {{"model", c.model},
+                    {"train_type", c.train_type},
+                    {"precision", c.precision},
+                    {"sharding_strategy", c.sharding_strategy},
+                    {"context_length", c.context_length},
+                    {"batch_size", c.batch_size},
+                    {"gradient_accumulation_steps", c.gradient_accumulation_steps},
+                    {"ranks", p.machine.ranks},
+                    {"nodes", p.machine.nodes},
+                    {"own_memory", p.machine.own_memory},
+                    {"layers", p.layers},
+                    {"keep_layers", p.keeping.layers},
+                    {"keep_attention", p.keeping.attention},
+                    {"parameters", p.parameters},
+                    {"trainable", p.trains},
+                    {"phases", phases},
+                    {"peak_bytes", p.peak},
+                    {"constant_bytes", plan_constant},
+                    {"needed_bytes", p.needed()},
+                    {"rank_memory_bytes", p.machine.rank_memory},
+                    {"fits", p.fits()},
+                    {"tokens_per_step", p.tokens},
+                    {"flops_per_step", p.flops},
+                    {"bytes_moved_per_step", p.bytes_moved},
+                    {"bytes_gathered_per_step", p.gathered},
+                    {"bytes_reduced_per_step", p.reduced},
+                    {"compute_seconds_per_step", p.compute_seconds},
+                    {"seconds_per_step", p.step_seconds}};
+  return out.dump(1) + "\n";
+}
+
+void refuse_unfitting(const TrainConfig& c, const Plan& p) {
+  if (p.fits()) return;
+  std::string advice;
+  for (const auto& line : plan_advice(c, p.machine)) advice += str(advice.empty() ? "" : "\n             or ", line);
+  fail("the memory plan", str(human_bytes(p.needed()), p.machine.ranks > 1 ? " per rank" : "", " at most, in ", highest(p).phase),
+       str(human_bytes(p.machine.rank_memory), p.machine.ranks > 1 ? " per rank" : "", ", what is free"),
+       str(advice.empty() ? "a smaller model, or more machines" : advice, "; --force starts all the same"));
+}
+
+}  // namespace tessera

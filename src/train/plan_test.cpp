@@ -1,0 +1,169 @@
+// The law of the plan: what a run enters in its ledger is what the dry run entered, for every phase of every rank.
+#include "train/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <mutex>
+#include <random>
+
+#include "core/error.h"
+#include "core/text.h"
+#include "io/file.h"
+#include "testing/test_folder.h"
+#include "train/optimizer.h"
+#include "train/train_test.h"
+
+namespace tessera {
+namespace {
+
+struct Case {
+  TrainConfig config;
+  PlanMachine machine;
+  Keeping keeping;
+  std::string text() const {
+    return str(config.train_type, " ", config.precision, " ", config.sharding_strategy, " ranks ", machine.ranks, " batch ",
+               config.batch_size, " context ", config.context_length, " rank ", config.lora_rank, " keep ", keeping.layers,
+               keeping.attention ? "+attention" : "", machine.own_memory ? " own memory" : "");
+  }
+};
+
+void write_config(const TestFolder& folder) {
+  write_file_atomic(
+      folder / "config.json",
+      R"({"model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
+                        "num_key_value_heads": 2, "vocab_size": 128, "tie_word_embeddings": false, "rms_norm_eps": 1e-5})");
+}
+
+template <class T>
+T one_of(std::mt19937_64& random, std::initializer_list<T> values) {
+  return values.begin()[random() % values.size()];
+}
+
+Case random_case(uint64_t seed, const std::string& model) {
+  std::mt19937_64 random(seed);
+  Case c;
+  c.config.model = model;
+  c.config.init = "random";
+  c.config.train_type = one_of<const char*>(random, {"full", "lora", "qlora"});
+  c.config.precision = one_of<const char*>(random, {"fp32", "bf16"});
+  c.config.sharding_strategy = one_of<const char*>(random, {"full_shard", "shard_grad_op", "ddp"});
+  c.config.double_quant = random() % 2;
+  c.config.lora_rank = one_of<int64_t>(random, {1, 4, 16});
+  c.config.lora_dropout = one_of<double>(random, {0.0, 0.1});
+  c.config.batch_size = one_of<int64_t>(random, {1, 2, 3});
+  c.config.context_length = one_of<int64_t>(random, {8, 33, 64});
+  c.config.eval_dataset = one_of<const char*>(random, {"", "rows"});
+  c.machine.ranks = one_of<int>(random, {1, 2, 3, 4});
+  c.machine.own_memory = random() % 2;
+  c.keeping = {one_of<int64_t>(random, {0, 0, 1, 2, Keeping::all_layers}), random() % 2 == 0};
+  return c;
+}
+
+Batch full_rows(const TrainConfig& c) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < c.context_length; ++i) ids.push_back(int32_t(i % 50));
+  const Example row{ids, ids};
+  return collate(std::vector<const Example*>(size_t(c.batch_size), &row));
+}
+
+std::vector<Ledger::Peak> run(const Case& c, Comm& comm) {
+  const auto backend = make_backend("cpu", 1);
+  ModelRequest request = model_request(c.config);
+  request.keeping = c.keeping;
+  if (c.machine.own_memory) request.frozen_place = FrozenPlace::gathered;
+  LoadedModel m(request, comm, *backend);
+  Optimizer optimizer(m.model, m.sharded, *backend, {});
+  const Batch batch = full_rows(c.config);
+  for (int i = 0; i < 2; ++i) m.pass.train(batch, 1e-3f);
+  const float norm = optimizer.gradient_norm();
+  optimizer.step(1, 1e-3, norm);
+  if (!c.config.eval_dataset.empty()) m.pass.evaluate(batch);
+  return backend->ledger().peaks();
+}
+
+void expect_same(const std::vector<Ledger::Peak>& used, const std::vector<Ledger::Peak>& planned, const std::string& what) {
+  ASSERT_EQ(used.size(), planned.size()) << what;
+  for (size_t i = 0; i < used.size(); ++i) {
+    EXPECT_EQ(used[i].phase, planned[i].phase) << what;
+    EXPECT_EQ(used[i].bytes, planned[i].bytes) << what << ", " << used[i].phase;
+  }
+}
+
+class PlanLaw : public testing::Test {
+ protected:
+  PlanLaw() { write_config(folder_); }
+  const TestFolder folder_;
+};
+
+TEST_F(PlanLaw, UsedIsPlannedOverAGrid) {
+  constexpr uint64_t cases = 200;
+  for (uint64_t seed = 0; seed < cases; ++seed) {
+    const Case c = random_case(seed, folder_.path());
+    std::mutex mutex;
+    run_local_ranks(c.machine.ranks, [&](Comm& comm) {
+      const auto used = run(c, comm);
+      const Plan plan = dry_run(c.config, c.machine, c.keeping, comm.rank());
+      const std::lock_guard lock(mutex);
+      expect_same(used, plan.phases, str("seed ", seed, ": ", c.text(), ", rank ", comm.rank()));
+    });
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(PlanLaw, KeepsWhatThereIsRoomFor) {
+  Case c = random_case(1, folder_.path());
+  c.config.train_type = "qlora", c.config.context_length = 512, c.config.batch_size = 8, c.config.gradient_checkpointing = "auto";
+  c.machine = {};
+  const size_t least = dry_run(c.config, c.machine, {0, false}, 0).needed(),
+               most = dry_run(c.config, c.machine, {Keeping::all_layers, true}, 0).needed();
+  ASSERT_LT(least, most);
+  c.machine.rank_memory = most / 4 * 5 + 8;
+  EXPECT_EQ(make_plan(c.config, c.machine).keeping.layers, 2);
+  c.machine.rank_memory = least / 4 * 5 + 8;
+  const Plan tight = make_plan(c.config, c.machine);
+  EXPECT_LT(tight.keeping.layers, 2);
+  EXPECT_TRUE(tight.fits());
+  c.config.gradient_checkpointing = "true";
+  EXPECT_EQ(make_plan(c.config, c.machine).keeping.layers, 0);
+  c.config.keep_layers = "1";
+  EXPECT_EQ(make_plan(c.config, c.machine).keeping.layers, 1);
+}
+
+TEST_F(PlanLaw, WhatDoesNotFitIsRefusedWithWhatWould) {
+  Case c = random_case(2, folder_.path());
+  c.config.train_type = "full", c.config.precision = "fp32", c.config.context_length = 1024, c.config.batch_size = 16;
+  c.config.gradient_checkpointing = "false", c.machine = {};
+  c.machine.rank_memory = plan_constant + (size_t(8) << 20);
+  const Plan plan = make_plan(c.config, c.machine);
+  ASSERT_FALSE(plan.fits());
+  try {
+    refuse_unfitting(c.config, plan);
+    FAIL() << "nothing was refused";
+  } catch (const Error& e) {
+    const std::string text = e.what();
+    for (const char* part : {"the memory plan: ", "at most, in ", "--gradient_checkpointing true", "--force"})
+      EXPECT_NE(text.find(part), text.npos) << part << " in\n" << text;
+  }
+  const int64_t context = largest_context(c.config, c.machine);
+  c.config.context_length = context + 64;
+  EXPECT_GT(dry_run(c.config, c.machine, {Keeping::all_layers, false}, 0).needed(), c.machine.rank_memory);
+  if (context > 0) {
+    c.config.context_length = context;
+    EXPECT_LE(dry_run(c.config, c.machine, {Keeping::all_layers, false}, 0).needed(), c.machine.rank_memory);
+  }
+}
+
+TEST(Plan, NeedsNothingButTheConfig) {
+  const TestFolder folder;
+  write_config(folder);
+  TrainConfig c;
+  c.model = folder.path();
+  const Plan plan = dry_run(c, {.ranks = 2, .own_memory = true}, {0, false}, 1);
+  EXPECT_GT(plan.flops, 0);
+  EXPECT_GT(plan.gathered, 0);
+  EXPECT_GT(plan.reduced, 0);
+  EXPECT_GT(plan.parameters, 0);
+}
+
+}  // namespace
+}  // namespace tessera
