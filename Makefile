@@ -5,6 +5,8 @@
 #   make bench        packages, build, measure everything of docs/benchmarks.md anew (hours with PyTorch beside it);
 #                     BENCH_ARGS="--only 135m-qlora" for a row of it, see scripts/bench.py --help
 #   make asan         the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make fuzz SECONDS=30   every reader of foreign files under libFuzzer and both sanitizers (clang 14), so long for each
+#   make what-fits  docs/what_fits.md from `tessera plan`; SHAPES=folder of folders with a config.json
 #   make model        trains the bundled model again from random weights (examples/tiny)
 #   make format check-format budget
 BUILD ?= build
@@ -59,6 +61,10 @@ check-format:
 
 budget:
 	@python3 scripts/budget.py
+SHAPES ?= ../shared/models/shapes
+what-fits: build
+	@scripts/what_fits.py $(BUILD)/tessera $(SHAPES)
+
 
 clean:
 	rm -rf $(BUILD) $(BUILD)-asan out

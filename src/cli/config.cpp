@@ -137,7 +137,10 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
       .one_of({"auto"})
       .switches()
       .also({"use_gradient_checkpointing"});
-  fields.add("keep_layers", &c.keep_layers, "of how many layers, the last ones, all activations are kept; auto: as the plan finds room")
+  fields
+      .add("keep_layers", &c.keep_layers,
+           "of how many layers, the last ones, all activations are kept; 0: only each layer's input, the least memory; auto: as the plan "
+           "finds room")
       .one_of({"auto"})
       .or_text("a number");
   fields.add("force", &c.force, "start although the plan says that it does not fit into the memory");

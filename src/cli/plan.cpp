@@ -39,7 +39,7 @@ FieldList plan_fields(PlanOptions& o) {
   fields.add("memory_bandwidth", &o.memory_bandwidth, "of a rank, GB/s; 0: likewise").from(0);
   fields.add("comm_bandwidth", &o.comm_bandwidth, "what a rank receives from the others, GB/s; 0: likewise").from(0);
   fields.group("Output");
-  fields.add("rows", &o.rows, "rows of the dataset, for the time of an epoch").from(0);
+  fields.add("rows", &o.rows, "rows of the dataset, for the time of an epoch and, without --device_memory, their memory").from(0);
   fields.add("search", &o.search, "look for the largest batch and context, and for what to change where it does not fit");
   fields.add("json", &o.json, "one JSON object on stdout");
   return fields;
@@ -102,6 +102,7 @@ PlanMachine machine_of(const PlanOptions& o, const TrainConfig& c, int64_t world
   PlanMachine m;
   m.ranks = int(o.num_processes ? o.num_processes : std::max<int64_t>(1, world_size));
   m.nodes = int(o.num_machines);
+  m.rows = o.device_memory.empty() ? bytes_of_rows(o.rows, o.rows * c.context_length) : 0;
   if (m.nodes > m.ranks) fail("--num_machines", str(m.nodes), str("at most --num_processes, ", m.ranks), "give each machine a rank");
   const int here = (m.ranks + m.nodes - 1) / m.nodes;
   if (!o.device_memory.empty()) {

@@ -128,7 +128,9 @@ Run::Run(const TrainConfig& c, Comm& comm)
     done_ = state.step;
     skipped_ = state.skipped_steps;
   }
-  const Plan plan = make_plan(c, this_machine(comm, *backend_));
+  PlanMachine machine = this_machine(comm, *backend_);
+  machine.rows = bytes_of_rows(int64_t(data_.size()), data_.report().tokens);
+  const Plan plan = make_plan(c, machine);
   say(plan_line(plan));
   if (!c.force) refuse_unfitting(c, plan);
   request.keeping = plan.keeping;

@@ -113,10 +113,11 @@ Plan make_plan(const TrainConfig& c, const PlanMachine& machine) {
   const auto run = [&](Keeping keeping) { return dry_run_of_all(c, machine, keeping); };
   const auto roomy = [&](const Plan& p) { return machine.rank_memory == 0 || p.needed() <= machine.rank_memory / 5 * 4; };
   if (c.gradient_checkpointing == "false") return run({Keeping::all_layers, true});
-  Plan least = run({0, false});
-  const bool attention = roomy(run({0, true}));
   const int64_t asked = c.keep_layers == "auto" ? -1 : std::stoll(c.keep_layers);
-  if (asked >= 0) return run({asked, attention});
+  Plan least = run({0, false});
+  if (asked == 0) return least;
+  const bool attention = roomy(run({0, true}));
+  if (asked > 0) return run({asked, attention});
   Plan best = attention ? run({0, true}) : std::move(least);
   if (c.gradient_checkpointing == "true") return best;
   int64_t fits = 0, fails = best.layers + 1;

@@ -18,12 +18,16 @@ struct PlanMachine {
   int ranks = 1, nodes = 1;
   bool own_memory = false;    // each rank has a device of its own: frozen weights are shards that are gathered, not one copy per node
   size_t rank_memory = 0;     // bytes a rank may hold in all
+  size_t rows = 0;            // bytes of the data's rows, of which every rank has a copy
   ProfileLimits speed;        // of a rank; 0: unknown
   double bytes_received = 0;  // per second, by a rank from the others; 0: unknown
 };
 
 // This machine's memory that is free now, shared by the ranks on it; the least of all ranks. Speeds are not known. Collective.
 PlanMachine this_machine(Comm&, const Backend&);
+
+// Bytes of so many rows and tokens in memory.
+inline size_t bytes_of_rows(int64_t rows, int64_t tokens) { return size_t(rows) * sizeof(Example) + size_t(tokens) * 2 * sizeof(int32_t); }
 
 // Code, libraries, stacks and the kernels' packing buffers: what a process holds beside the ledger. Measured: docs/benchmarks.md.
 constexpr size_t plan_constant = size_t(96) << 20;
@@ -40,7 +44,7 @@ struct Plan {
   double flops = 0, bytes_moved = 0;             // of a step, this rank
   double gathered = 0, reduced = 0;              // bytes this rank receives in a step; gathers run beside the computation
   double compute_seconds = 0, step_seconds = 0;  // 0: speeds unknown
-  size_t needed() const { return peak + plan_constant; }
+  size_t needed() const { return peak + plan_constant + machine.rows; }
   bool fits() const { return machine.rank_memory == 0 || needed() <= machine.rank_memory; }
 };
 

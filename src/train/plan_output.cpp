@@ -56,6 +56,7 @@ std::string plan_json(const TrainConfig& c, const Plan& p) {
                     {"phases", phases},
                     {"peak_bytes", p.peak},
                     {"constant_bytes", plan_constant},
+                    {"rows_bytes", p.machine.rows},
                     {"needed_bytes", p.needed()},
                     {"rank_memory_bytes", p.machine.rank_memory},
                     {"fits", p.fits()},

@@ -1,0 +1,54 @@
+// tessera plan, and what a run does with its plan.
+#include "core/text.h"
+#include "io/file.h"
+#include "tiny.h"
+
+namespace tessera {
+namespace {
+
+using PlanOfARun = Tiny;
+
+double number_at(const std::string& json, const std::string& pointer) { return std::stod(json_at(json, pointer)); }
+
+std::string last_line(const std::string& text) {
+  const auto lines = split(trim(text), '\n');
+  return lines.back();
+}
+
+// The process itself, code and libraries with it, stays within what was planned.
+TEST_F(PlanOfARun, ResidentMemoryStaysWithinIt) {
+  for (const int ranks : {1, 2}) {
+    const std::string out = str("out", ranks);
+    const Words command = training(out, {"--train_type", "full", "--max_steps", "6", "--save_steps", "2"});
+    well(run(ranks == 1 ? tessera(command) : mpiexec(ranks, command)));
+    const std::string plan = read_file(path(out + "/plan.json"));
+    EXPECT_EQ(json_at(plan, "/ranks"), str(ranks));
+    EXPECT_EQ(json_at(plan, "/fits"), "true");
+    EXPECT_LE(number_at(last_line(read_file(path(out + "/train.jsonl"))), "/memory_peak"), number_at(plan, "/needed_bytes"));
+  }
+}
+
+TEST_F(PlanOfARun, IsWhatTesseraPlanSays) {
+  const Words command = training("out", {"--train_type", "lora", "--max_steps", "2", "--save_steps", "1"});
+  well(run(tessera(command)));
+  const std::string of_run = read_file(path("out/plan.json"));
+  const std::string planned = well(run(tessera(Words{"plan", "--json"} + Words(command.begin() + 1, command.end())))).out;
+  for (const char* key : {"/peak_bytes", "/flops_per_step", "/keep_layers", "/phases/0/bytes", "/phases/1/bytes"})
+    EXPECT_EQ(json_at(planned, key), json_at(of_run, key)) << key;
+}
+
+TEST_F(PlanOfARun, SaysWhatToChange) {
+  const Words command{"plan", "--model",      path("model"), "--train_type",    "full",  "--context_length",
+                      "2048", "--batch_size", "32",          "--device_memory", "130MB", "--gradient_checkpointing",
+                      "false"};
+  const Ended ended = run(tessera(command));
+  EXPECT_EQ(ended.code, 3) << "a plan that does not fit is told from one that cannot be made";
+  expect_contains(ended.out, "DOES NOT FIT: ");
+  expect_contains(ended.out, "--batch_size 1 --gradient_accumulation_steps 32: ");
+  const Ended bad = run(tessera({"plan", "--model", path("model"), "--device_memory", "24 pounds"}));
+  EXPECT_EQ(bad.code, 1);
+  expect_contains(bad.err, "--device_memory: \"24 pounds\" is no amount of memory");
+}
+
+}  // namespace
+}  // namespace tessera
