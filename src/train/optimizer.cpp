@@ -70,6 +70,7 @@ float Optimizer::gradient_norm() {
 }
 
 void Optimizer::step(int64_t step, double lr, float norm) {
+  backend_.ledger().enter("step");
   AdamwStep s;
   s.lr = lr, s.beta1 = options_.beta1, s.beta2 = options_.beta2, s.eps = options_.eps;
   s.step = step;
