@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/cpu.h"
@@ -8,38 +9,59 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/cross_entropy.cpp"
 #include "hwy/foreach_target.h"
 // foreach_target.h comes before the headers it compiles again
-#include "backend/cpu/simd.h"
-#include "hwy/contrib/math/math-inl.h"
+#include "backend/cpu/exp-inl.h"
+#include "backend/cpu/map-inl.h"
+#include "hwy/aligned_allocator.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
-// Highway's Exp makes NaN zero; a broken logit must reach the loss.
-template <class D>
-HWY_INLINE hn::Vec<D> exp_or_nan(D d, hn::Vec<D> x) {
-  return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));
-}
+constexpr int64_t chunk = 2048;  // elements whose shares are summed while they are in the nearest cache
+
+constexpr auto itself = [](auto, auto v) { return v; };
 
 template <class T>
-float largest(const T* x, int64_t n) {
-  FloatVec most = hn::Set(floats, -INFINITY);
-  const int64_t step = int64_t(hn::Lanes(floats));
-  int64_t i = 0;
-  for (; i + step <= n; i += step) most = hn::Max(most, load(floats, x + i));
-  if (i < n) most = hn::Max(most, load_some(floats, x + i, size_t(n - i), -INFINITY));
-  return hn::GetLane(hn::MaxOfLanes(floats, most));
+HWY_FLATTEN float largest(const T* x, int64_t n) {
+  return reduce<Largest>(n, itself, x);
+}
+
+// shares = e^(x - most), and their sum. The shares of all n are kept, or those of the last chunk.
+template <class T>
+HWY_FLATTEN float sum_of_shares(float* shares, bool keep, const T* x, int64_t n, float most) {
+  const auto share = [most](auto d, auto v) { return exp(d, hn::Sub(v, hn::Set(d, most))); };
+  float sum = 0;
+  for (int64_t i = 0; i < n; i += chunk) {
+    float* const at = keep ? shares + i : shares;
+    const int64_t count = std::min(chunk, n - i);
+    map(count, at, share, x + i);
+    sum += reduce<Sum>(count, itself, at);
+  }
+  return sum;
+}
+
+template <class G>
+HWY_FLATTEN void write_gradient(G* gradient, const float* shares, int64_t n, float weight) {
+  const auto weighted = [weight](auto d, auto v) { return hn::Mul(v, hn::Set(d, weight)); };
+  map(n, gradient, weighted, shares);
+}
+
+// Memory of the thread.
+float* room_for_shares(int64_t n) {
+  thread_local hwy::AlignedFreeUniquePtr<float[]> memory;
+  thread_local int64_t room = 0;
+  if (room < n) memory = hwy::AllocateAligned<float>(size_t(room = n));
+  return memory.get();
 }
 
 template <class T, class G>
 float one_row(G* gradient, const T* x, int64_t n, int64_t label, float scale) {
   const float most = largest(x, n), given = x[label];
-  const auto share = [&](auto d, int64_t i) { return exp_or_nan(d, hn::Sub(load(d, x + i), hn::Set(d, most))); };
-  const float sum = sum_vectors(n, share);
+  float* const shares = room_for_shares(gradient ? n : std::min(n, chunk));
+  const float sum = sum_of_shares(shares, gradient != nullptr, x, n, most);
   if (gradient) {
-    const float weight = scale / sum;
-    for_vectors(0, n, [&](auto d, int64_t i) { store(hn::Mul(share(d, i), hn::Set(d, weight)), d, gradient + i); });
+    write_gradient(gradient, shares, n, scale / sum);
     gradient[label] = G((std::exp(given - most) / sum - 1) * scale);
   }
   return std::log(sum) + (most - given);
