@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/cpu.h"
@@ -8,49 +9,67 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/rmsnorm.cpp"
 #include "hwy/foreach_target.h"
 // foreach_target.h comes before the headers it compiles again
-#include "backend/cpu/simd.h"
+#include "backend/cpu/map-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
-constexpr int64_t grain = 16384;      // elements in a piece of work
+constexpr int64_t grain = 4096;       // elements in a piece of work
+constexpr int64_t cost = 16;          // of an element, for worth_threads
+constexpr int64_t block_rows = 8;     // rows that are summed before the first of them is written, so that none waits for its sum
 constexpr int64_t column_grain = 64;  // columns in a piece of work that walks down all rows
 
 template <class T>
-void forward_row(T* out, float* rstd, const T* x, const T* w, int64_t cols, float eps) {
-  const float squares = sum_vectors(cols, [&](auto d, int64_t i) {
-    const auto v = load(d, x + i);
-    return hn::Mul(v, v);
-  });
-  *rstd = 1 / std::sqrt(squares / float(cols) + eps);
-  for_vectors(0, cols, [&](auto d, int64_t i) {
-    const auto normal = rounded_to<T>(d, hn::Mul(load(d, x + i), hn::Set(d, *rstd)));
-    store(hn::Mul(normal, load(d, w + i)), d, out + i);
-  });
+HWY_FLATTEN void forward_rows(T* out, float* rstd, const T* x, const T* w, int64_t rows, int64_t cols, float eps) {
+  const auto square = [](auto, auto v) { return hn::Mul(v, v); };
+  for (int64_t r = 0; r < rows; ++r) {
+    const float squares = reduce<Sum>(cols, square, x + r * cols);
+    rstd[r] = 1 / std::sqrt(squares / float(cols) + eps);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto scaled = [factor = rstd[r]](auto d, auto v, auto weight) {
+      return hn::Mul(as_stored<T>(d, hn::Mul(v, hn::Set(d, factor))), weight);
+    };
+    map(cols, out + r * cols, scaled, x + r * cols, w);
+  }
 }
 
 // dx = rstd * (g - n * mean(g * n)) with g = dy * w, n = x * rstd.
-template <class T>
-void backward_row(T* dx, const T* dy, const T* x, const T* w, float rstd, int64_t cols, bool accumulates) {
-  const float product =
-      sum_vectors(cols, [&](auto d, int64_t i) { return hn::Mul(hn::Mul(load(d, dy + i), load(d, w + i)), load(d, x + i)); });
-  const float mean = product * rstd / float(cols);
-  for_vectors(0, cols, [&](auto d, int64_t i) {
-    const auto scale = hn::Set(d, rstd);
-    const auto g = hn::Mul(load(d, dy + i), load(d, w + i)), n = hn::Mul(load(d, x + i), scale);
-    const auto gradient = hn::Mul(scale, hn::NegMulAdd(n, hn::Set(d, mean), g));
-    store(accumulates ? hn::Add(load(d, dx + i), gradient) : gradient, d, dx + i);
+template <bool accumulates, class T>
+HWY_FLATTEN void backward_rows(T* dx, const T* dy, const T* x, const T* w, const float* rstd, int64_t rows, int64_t cols) {
+  const auto product = [](auto, auto dy, auto w, auto x) { return hn::Mul(hn::Mul(dy, w), x); };
+  float mean[block_rows];
+  for (int64_t r = 0; r < rows; ++r) mean[r] = reduce<Sum>(cols, product, dy + r * cols, w, x + r * cols) * rstd[r] / float(cols);
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto gradient = [scale = rstd[r], mean = mean[r]](auto d, auto dy, auto w, auto x) {
+      const auto factor = hn::Set(d, scale);
+      return hn::Mul(factor, hn::NegMulAdd(hn::Mul(x, factor), hn::Set(d, mean), hn::Mul(dy, w)));
+    };
+    T* const to = dx + r * cols;
+    if constexpr (accumulates) {
+      const auto sum = [&](auto d, auto dy, auto w, auto x, auto before) { return hn::Add(before, gradient(d, dy, w, x)); };
+      map(cols, to, sum, dy + r * cols, w, x + r * cols, to);
+    } else {
+      map(cols, to, gradient, dy + r * cols, w, x + r * cols);
+    }
+  }
+}
+
+// Calls f(row, count) for blocks of rows.
+template <class F>
+void for_row_blocks(int threads, int64_t rows, int64_t cols, F&& f) {
+  parallel_chunks(worth_threads(threads, cost * rows * cols), rows, grain / cols, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r += block_rows) f(r, std::min(block_rows, end - r));
   });
 }
 
 void forward(int threads, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
   const int64_t cols = x.cols();
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(threads, x.rows(), grain / cols, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        forward_row(out.as<T>() + r * cols, rstd.as<float>() + r, x.as<T>() + r * cols, w.as<T>(), cols, eps);
+    for_row_blocks(threads, x.rows(), cols, [&](int64_t r, int64_t count) {
+      forward_rows(out.as<T>() + r * cols, rstd.as<float>() + r, x.as<T>() + r * cols, w.as<T>(), count, cols, eps);
     });
   });
 }
@@ -58,25 +77,29 @@ void forward(int threads, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps
 void backward(int threads, Tensor dx, Tensor dy, Tensor x, Tensor w, Tensor rstd, bool accumulates) {
   const int64_t cols = x.cols();
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(threads, x.rows(), grain / cols, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        backward_row(dx.as<T>() + r * cols, dy.as<T>() + r * cols, x.as<T>() + r * cols, w.as<T>(), rstd.as<float>()[r], cols, accumulates);
+    const auto write_rows = accumulates ? backward_rows<true, T> : backward_rows<false, T>;
+    for_row_blocks(threads, x.rows(), cols, [&](int64_t r, int64_t count) {
+      const int64_t at = r * cols;
+      write_rows(dx.as<T>() + at, dy.as<T>() + at, x.as<T>() + at, w.as<T>(), rstd.as<float>() + r, count, cols);
     });
   });
 }
 
-// dw += dy * n, n as the forward pass had it. Columns are shared out, rows come in order.
+// dw += dy * n for n columns, n as the forward pass had it; rows come in order.
+template <class T>
+HWY_FLATTEN void add_columns(float* dw, int64_t n, const T* dy, const T* x, const float* rstd, int64_t rows, int64_t cols) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto add = [factor = rstd[r]](auto d, auto sum, auto dy, auto x) {
+      return hn::MulAdd(dy, as_stored<T>(d, hn::Mul(x, hn::Set(d, factor))), sum);
+    };
+    map(n, dw, add, dw, dy + r * cols, x + r * cols);
+  }
+}
+
 void backward_weight(int threads, Tensor dw, Tensor dy, Tensor x, Tensor rstd) {
-  const int64_t rows = x.rows(), cols = x.cols();
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(worth_threads(threads, 4 * x.size()), cols, column_grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = 0; r < rows; ++r)
-        for_vectors(begin, end, [&](auto d, int64_t i) {
-          const auto scale = hn::Set(d, rstd.as<float>()[r]);
-          const auto normal = rounded_to<T>(d, hn::Mul(load(d, x.as<T>() + r * cols + i), scale));
-          float* at = dw.as<float>() + i;
-          store(hn::MulAdd(load(d, dy.as<T>() + r * cols + i), normal, load(d, at)), d, at);
-        });
+    parallel_chunks(worth_threads(threads, 4 * x.size()), x.cols(), column_grain, [&](int64_t i, int64_t end) {
+      add_columns(dw.as<float>() + i, end - i, dy.as<T>() + i, x.as<T>() + i, rstd.as<float>(), x.rows(), x.cols());
     });
   });
 }
