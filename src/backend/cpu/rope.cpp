@@ -6,35 +6,35 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/rope.cpp"
 #include "hwy/foreach_target.h"
 // foreach_target.h comes before the headers it compiles again
-#include "backend/cpu/simd.h"
+#include "backend/cpu/map-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 namespace {
-constexpr int64_t grain = 16384;  // elements in a piece of work
+constexpr int64_t grain = 4096;  // elements in a piece of work
+constexpr int64_t cost = 8;      // of an element, for worth_threads
 
-// One head: pairs (i, i + half).
-template <class T>
-void rotate(T* x, const float* cos, const float* sin, float sign, int64_t half) {
-  for_vectors(0, half, [&](auto d, int64_t i) {
-    const auto c = load(d, cos + i), s = hn::Mul(hn::Set(d, sign), load(d, sin + i));
-    const auto a = load(d, x + i), b = load(d, x + half + i);
-    store(hn::NegMulAdd(b, s, hn::Mul(a, c)), d, x + i);
-    store(hn::MulAdd(a, s, hn::Mul(b, c)), d, x + half + i);
-  });
+// The heads of a token: pairs (i, i + half) of each.
+template <bool inverse, class T>
+HWY_FLATTEN void rotate(T* x, const float* cos, const float* sin, int64_t heads, int64_t width, int64_t half) {
+  const auto turned = [](auto d, auto a, auto b, auto c, auto s) {
+    using V = hn::Vec<decltype(d)>;
+    if constexpr (inverse) return Two<V>{hn::MulAdd(b, s, hn::Mul(a, c)), hn::NegMulAdd(a, s, hn::Mul(b, c))};
+    return Two<V>{hn::NegMulAdd(b, s, hn::Mul(a, c)), hn::MulAdd(a, s, hn::Mul(b, c))};
+  };
+  for (T* at = x; at < x + heads * width; at += width) map(half, at, at + half, turned, at, at + half, cos, sin);
 }
 
 void rope(int threads, Tensor x, Tensor cos, Tensor sin, Tensor positions, bool inverse) {
   const int64_t heads = x.shape.dim[2], width = x.shape.dim[3], half = cos.cols();
-  const float sign = inverse ? -1 : 1;
   dispatch_float(x.dtype, [&]<class T>() {
-    parallel_chunks(threads, positions.size(), grain / (heads * width), [&](int64_t begin, int64_t end) {
+    const auto turn = inverse ? rotate<true, T> : rotate<false, T>;
+    parallel_chunks(worth_threads(threads, cost * x.size()), positions.size(), grain / (heads * width), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const int64_t at = positions.as<int32_t>()[t] * half;
-        for (int64_t h = 0; h < heads; ++h)
-          rotate(x.as<T>() + (t * heads + h) * width, cos.as<float>() + at, sin.as<float>() + at, sign, half);
+        turn(x.as<T>() + t * heads * width, cos.as<float>() + at, sin.as<float>() + at, heads, width, half);
       }
     });
   });
