@@ -127,6 +127,7 @@ std::string Tiny::outcome(const std::string& output, const std::string& file) co
   std::istringstream lines(read_file(path(output + "/train.jsonl")));
   for (std::string line; std::getline(lines, line);) {
     Json step = Json::parse(line);
+    if (step.contains("save_stall_seconds")) continue;
     for (const char* key : {"seconds", "tokens_per_second", "memory", "memory_peak"}) step.erase(key);
     text += step.dump() + "\n";
   }

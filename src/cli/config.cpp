@@ -171,16 +171,48 @@ void add_output_fields(FieldList& fields, TrainConfig& c) {
   fields.add("output_dir", &c.output_dir, "folder for checkpoints, the result and the records of the run")
       .upstream("output", "trainer_output");
   fields.add("save_model", &c.save_model, "write the trained adapter or model at the end");
-  fields.add("save_steps", &c.save_steps, "optimizer steps between checkpoints; 0: none before the end").upstream("0", "500").from(0);
-  fields.add("save_total_limit", &c.save_total_limit, "checkpoints to keep, the newest; 0: all").from(0);
-  fields.add("resume_from_checkpoint", &c.resume_from_checkpoint, "go on from this checkpoint folder; true: from the newest of output_dir")
+  fields
+      .add("save_strategy", &c.save_strategy,
+           "when checkpoints are written: steps: every save_steps; epoch: at the end of each; no: only when a signal stops the run")
+      .one_of({"steps", "epoch", "no"})
+      .not_yet({"best"});
+  fields.add("save_steps", &c.save_steps, "optimizer steps between checkpoints; 0: none").upstream("0", "500").from(0);
+  fields.add("save_total_limit", &c.save_total_limit, "checkpoints to keep, the newest and the best; 0: all").from(0);
+  fields
+      .add("fsdp_state_dict_type", &c.fsdp_state_dict_type,
+           "of checkpoints: FULL_STATE_DICT: whole tensors in one file; SHARDED_STATE_DICT: a file of each rank, written at once. Both are "
+           "resumed on any number of ranks")
+      .also({"state_dict_type"})
+      .one_of({"FULL_STATE_DICT", "SHARDED_STATE_DICT"})
+      .not_yet({"LOCAL_STATE_DICT"});
+  fields.add("async_save", &c.async_save,
+             "training goes on while a copy of the state in memory is written; false: it waits, and needs no copy");
+  fields.add("on_save_error", &c.on_save_error, "when a checkpoint cannot be written: stop, or continue without it and warn")
+      .one_of({"stop", "continue"});
+  fields.add("load_best_model_at_end", &c.load_best_model_at_end,
+             "what is written at the end is the checkpoint with the lowest eval_loss; needs an evaluation at every save");
+  fields.add("metric_for_best_model", &c.metric_for_best_model, "what is lowest for the best checkpoint")
+      .one_of({"eval_loss"})
+      .means("eval_loss", {"loss"});
+  fields
+      .add("resume_from_checkpoint", &c.resume_from_checkpoint,
+           "go on from this checkpoint folder; true or latest: from the newest of output_dir; auto: from the newest whole one, or from the "
+           "beginning")
       .means("true", {"true"})
+      .means("latest", {"latest"})
+      .means("auto", {"auto"})
       .means("", {"false"})
       .or_text("a folder");
   fields.add("logging_steps", &c.logging_steps, "optimizer steps between lines of progress")
       .also({"log_every_n_steps"})
       .upstream("1", "10")
       .from(1);
+  fields
+      .add(
+          "eval_strategy", &c.eval_strategy,
+          "when eval_dataset is evaluated, beside the end: steps: every eval_steps; epoch: after each; no: never; auto: as eval_steps says")
+      .also({"evaluation_strategy"})
+      .one_of({"auto", "steps", "epoch", "no"});
   fields.add("eval_steps", &c.eval_steps, "optimizer steps between evaluations; 0: only at the end").from(0);
   fields.add("profile", &c.profile,
              "time every operation: print where a step's time goes, and write output_dir/profile.json, a trace for ui.perfetto.dev");

@@ -2,6 +2,7 @@
 // and Hugging Face's (TRL, transformers, PEFT's example). They disagree on defaults, so a default has three columns; one rule,
 // choose_column, picks the column, and no other code asks which program's spelling was used.
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,8 @@ void add_data_fields(FieldList&, TrainConfig&);  // the part that says which mod
 // file and line for what cannot be read and for keys that are no field and no upstream flag.
 std::vector<Given> read_config_file(const std::string& path, FieldList&);
 
-std::string to_yaml(const TrainConfig&);  // reads back as the same configuration
-std::string to_json(const TrainConfig&);  // one object, on one line
+std::string to_yaml(const TrainConfig&);                          // reads back as the same configuration
+std::map<std::string, std::string> to_texts(const TrainConfig&);  // every field by name
+std::string to_json(const TrainConfig&);                          // one object, on one line
 
 }  // namespace tessera

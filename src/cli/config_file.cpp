@@ -99,6 +99,13 @@ std::string to_yaml(const TrainConfig& config) {
   return out;
 }
 
+std::map<std::string, std::string> to_texts(const TrainConfig& config) {
+  TrainConfig copy = config;
+  std::map<std::string, std::string> out;
+  for (const auto& f : train_fields(copy)) out[f.name()] = f.text();
+  return out;
+}
+
 std::string to_json(const TrainConfig& config) {
   TrainConfig copy = config;
   Record record;

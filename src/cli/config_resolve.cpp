@@ -21,7 +21,7 @@ struct Spelled {
   bool apply_gradient_clipping = false;
   double grad_norm = 0.3;
   double cosine_min_lr_ratio = 0;
-  std::string sampling, saving, evaluating, logging;
+  std::string sampling, logging;
 };
 
 void add_spelled_fields(FieldList& fields, Spelled& s) {
@@ -44,11 +44,6 @@ void add_spelled_fields(FieldList& fields, Spelled& s) {
   add("cosine_min_lr_ratio", &s.cosine_min_lr_ratio, "lowest share of lr under cosine: 0.1 with the defaults of fsdp_qlora, else 0")
       .from(0);
   add("train_sampling_strategy", &s.sampling, "shuffle").one_of({"random", "sequential"}).not_yet({"group_by_length"});
-  add("save_strategy", &s.saving, "no: save_steps 0").one_of({"steps", "no"}).not_yet({"epoch", "best"});
-  add("eval_strategy", &s.evaluating, "steps: evaluate every eval_steps; no: never")
-      .also({"evaluation_strategy"})
-      .one_of({"steps", "no"})
-      .not_yet({"epoch"});
   add("logging_strategy", &s.logging, "of logging_steps").one_of({"steps"}).not_yet({"epoch", "no"});
 }
 
@@ -176,13 +171,15 @@ void resolve_schedule(TrainConfig& c, const Spelled& s, const Said& said, Notice
 
 void resolve_strategies(TrainConfig& c, const Spelled& s, const Said& said, Notices& notices) {
   if (!s.sampling.empty()) c.shuffle = s.sampling == "random";
-  if (s.saving == "no") c.save_steps = 0;
-  if (s.evaluating == "steps" && c.eval_dataset.empty())
-    fail(said("eval_strategy")->where, "there are no rows to evaluate on", "evaluation with --eval_dataset", "add --eval_dataset FILE");
-  if (s.evaluating == "steps" && !said("eval_steps")) c.eval_steps = c.logging_steps;
-  if (s.evaluating == "no" && !c.eval_dataset.empty()) {
-    notices.push_back(str("--eval_dataset has no effect with ", said("eval_strategy")->where, " no"));
+  const Given* evaluating = said("eval_strategy");
+  if (!evaluating || c.eval_strategy == "auto") return;
+  if (c.eval_strategy == "no") {
+    if (!c.eval_dataset.empty()) notices.push_back(str("--eval_dataset has no effect with ", evaluating->where, " no"));
     c.eval_dataset.clear();
+  } else if (c.eval_dataset.empty()) {
+    fail(evaluating->where, "there are no rows to evaluate on", "evaluation with --eval_dataset", "add --eval_dataset FILE");
+  } else if (c.eval_strategy == "steps" && !said("eval_steps")) {
+    c.eval_steps = c.logging_steps;
   }
 }
 

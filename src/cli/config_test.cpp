@@ -247,8 +247,8 @@ TEST(TrainConfig, KnownValuesThatAreNotBuilt) {
                                             "--device cuda",
                                             "--lr_scheduler warmup_stable_decay",
                                             "--init_lora_weights pissa",
-                                            "--save_strategy epoch",
-                                            "--evaluation_strategy epoch"};
+                                            "--save_strategy best",
+                                            "--fsdp_state_dict_type LOCAL_STATE_DICT"};
   for (const auto& words : refused) expect_error(line + words, {words, "not yet", "allowed:"});
 }
 
@@ -287,7 +287,11 @@ TEST(TrainConfig, ValuesAreChecked) {
 
 TEST(TrainConfig, StrategiesOfTheTrainer) {
   const std::string line = "--model_name_or_path m --dataset d ";
-  EXPECT_EQ(config(line + "--save_strategy no").save_steps, 0);
+  EXPECT_EQ(config(line + "--save_strategy no").save_strategy, "no");
+  EXPECT_EQ(config(line + "--save_strategy epoch").save_strategy, "epoch");
+  EXPECT_EQ(config(line + "--evaluation_strategy epoch --eval_dataset e").eval_strategy, "epoch");
+  EXPECT_EQ(config(line + "--fsdp_state_dict_type sharded_state_dict").fsdp_state_dict_type, "SHARDED_STATE_DICT");
+  EXPECT_EQ(config(line + "--metric_for_best_model loss --load_best_model_at_end").metric_for_best_model, "eval_loss");
   EXPECT_EQ(config(line + "--save_strategy steps").save_steps, 500);
   EXPECT_EQ(config(line + "--eval_strategy steps --eval_dataset e").eval_steps, 10);
   EXPECT_EQ(config(line + "--evaluation_strategy steps --eval_dataset e --eval_steps 7").eval_steps, 7);
@@ -295,6 +299,7 @@ TEST(TrainConfig, StrategiesOfTheTrainer) {
   expect_error(line + "--eval_strategy steps", {"--eval_strategy", "--eval_dataset"});
   EXPECT_FALSE(config(line + "--train_sampling_strategy sequential").shuffle);
   EXPECT_EQ(config(line + "--resume_from_checkpoint True").resume_from_checkpoint, "true");
+  EXPECT_EQ(config(line + "--resume_from_checkpoint auto").resume_from_checkpoint, "auto");
   EXPECT_EQ(config(line + "--resume_from_checkpoint out/checkpoint-5").resume_from_checkpoint, "out/checkpoint-5");
 }
 

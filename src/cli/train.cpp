@@ -58,7 +58,8 @@ int run_rank(const TrainArguments& arguments, Comm& comm) {
   for (const std::string& notice : arguments.notices) say(notice);
   watch_signals();
   comm.set_deadline(arguments.config.comm_timeout);
-  const TrainResult result = train(arguments.config, comm, [&] { write_run_record(arguments.config, comm.size()); });
+  const TrainResult result = train(arguments.config, comm, [&] { write_run_record(arguments.config, comm.size()); },
+                                   {str("tessera ", version()), to_texts(arguments.config)});
   report(arguments.config, result);
   comm.barrier();
   return result.interrupted ? exit_continue_me : 0;

@@ -17,7 +17,6 @@ constexpr std::string_view reading = "rows are tokenized once and kept in memory
 constexpr std::string_view console = "there is one form of output";
 constexpr std::string_view wrapping = "each decoder layer is one unit, its frozen and its trainable values apart";
 constexpr std::string_view evaluation = "it reads --batch_size rows at a time, and the mean is over tokens";
-constexpr std::string_view checkpoints = "checkpoints do not depend on the number of ranks";
 
 constexpr UpstreamFlag fsdp_qlora_flags[] = {
     {"llama_pro_path", "none", ""},
@@ -117,8 +116,6 @@ constexpr UpstreamFlag trainer_flags[] = {
     {"save_safetensors", "true", ""},
     {"enable_jit_checkpoint", "false", ""},
     {"overwrite_output_dir", "", "files of the same name are replaced when the new ones are complete"},
-    {"load_best_model_at_end", "false", ""},
-    {"metric_for_best_model", "none|loss|eval_loss", ""},
     {"greater_is_better", "none|false", ""},
     {"push_to_hub", "false", ""},
     {"hub_strategy", "", hub},
@@ -255,7 +252,6 @@ constexpr UpstreamFlag accelerate_flags[] = {
     {"fsdp_backward_prefetch", "", "the next layer is always fetched ahead"},
     {"fsdp_backward_prefetch_policy", "", "the next layer is always fetched ahead"},
     {"fsdp_forward_prefetch", "", "the next layer is always fetched ahead"},
-    {"fsdp_state_dict_type", "", checkpoints},
     {"fsdp_use_orig_params", "", wrapping},
     {"fsdp_cpu_ram_efficient_loading", "", loading},
     {"fsdp_sync_module_states", "", loading},

@@ -125,6 +125,10 @@ void check_adapter(const Model& model, const TensorFiles& files) {
 void write_peft_adapter(const std::string& folder, const PeftConfig& config, const std::vector<TensorToWrite>& tensors) {
   make_folder(folder);
   write_safetensors(folder + "/" + tensor_file, tensors, {{"format", "pt"}});
+  write_peft_config(folder, config, tensors);
+}
+
+void write_peft_config(const std::string& folder, const PeftConfig& config, const std::vector<TensorToWrite>& tensors) {
   write_file_atomic(folder + "/adapter_config.json", peft_config_text(without_all_linear(config, tensors)));
 }
 

@@ -62,6 +62,8 @@ void check_adapter(const Model&, const TensorFiles&);
 
 // Both files, as PEFT 0.21 writes them; the folder is made. Tensor names as in the file. "all-linear" is written as the list it means.
 void write_peft_adapter(const std::string& folder, const PeftConfig&, const std::vector<TensorToWrite>& tensors);
+// adapter_config.json alone; of the tensors only the names are used.
+void write_peft_config(const std::string& folder, const PeftConfig&, const std::vector<TensorToWrite>& tensors);
 
 // fsdp_qlora's FOLDER/model_state_dict.safetensors. Tensor names <module path>.lora_A.weight are written as .lora_AB.0.weight, B as
 // .lora_AB.1.weight.

@@ -74,7 +74,7 @@ TEST_P(PeftAdapter, WrittenBackEqual) {
   request.adapter = shared(folder);
   TestModel m(request);
   const TestFolder out;
-  write_adapter(m.model, out.path(), false);
+  write_adapter(masters_of(m.model), out.path(), false);
   const GoldenFile golden(folder + "/adapter_model.safetensors");
   const TensorFiles mine = TensorFiles::open(out.path("adapter_model.safetensors"));
   ASSERT_EQ(mine.all().size(), golden.names().size());
@@ -146,7 +146,7 @@ TEST(QloraGolden, FsdpQloraFile) {
   request.folder = base_folder(facts);
   TestModel m(request);
   const TestFolder out;
-  write_adapter(m.model, out.path(), true);
+  write_adapter(masters_of(m.model), out.path(), true);
   const GoldenFile golden(folder + "/model_state_dict.safetensors");
   const TensorFiles mine = TensorFiles::open(out.path("model_state_dict.safetensors"));
   ASSERT_EQ(mine.all().size(), golden.names().size());

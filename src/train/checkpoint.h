@@ -1,47 +1,34 @@
-// Checkpoints: OUTPUT/checkpoint-STEP holds everything to continue a run to the bit: trainable values (f32), optimizer state, place in the
-// data, and the configuration. Layout: docs/formats.md. Written under a temporary name, verified, renamed; checkpoint.json (names, sizes
-// and SHA-256 of the other files) is written last: a folder without a valid one is no checkpoint.
+// Checkpoints of a run: which one to resume, what must be equal for that, and the state back from it. Layout: docs/formats.md, section 7;
+// writing: checkpoint_writer.h.
 #pragma once
-#include <map>
+#include <optional>
 #include <string>
 
-#include "data/loader.h"
 #include "train/build.h"
+#include "train/checkpoint_files.h"
 #include "train/optimizer.h"
 
 namespace tessera {
 
-struct CheckpointState {
-  int64_t step = 0;  // optimizer steps done
-  LoaderState loader;
-  std::map<std::string, std::string> identity;  // what must be equal for the run to be the same run
-  int64_t skipped_steps = 0;                    // of `step`: those whose loss or gradient was not finite
+struct Resumed {
+  std::string folder;
+  CheckpointManifest manifest;
 };
+// The checkpoint to resume: `asked` is a folder, or true/latest for the newest of `output`, or auto for the newest that is whole, which is
+// nothing when there is none at all. Nothing when asked is "" or false. All hashes are checked: a damaged one throws Error naming the file;
+// auto warns and takes the one before. Rank 0 looks; collective.
+std::optional<Resumed> find_checkpoint(const std::string& asked, const std::string& output, Comm&);
 
-// What a run's length and window are resolved to.
-struct RunShape {
-  int64_t micro_batches = 1;  // per optimizer step, over all ranks
-  int64_t total_steps = 0, warmup_steps = 0;
-};
-// What makes two runs the same: the settings that change a number of the training, the data's counts, and a hash of the model's
-// config.json and of the first and last MiB of its weight files.
-std::map<std::string, std::string> run_identity(const TrainConfig&, const RunShape&, const Dataset&);
+// The accumulation steps that keep the micro-batches of a step on this number of ranks. Throws Error naming the numbers of ranks that can.
+int64_t accumulation_steps(const Resumed&, int64_t asked, int ranks);
 
-// Collective. Returns the folder. Older checkpoints beyond `keep` (0: all) are deleted after this one is verified.
-std::string save_checkpoint(LoadedModel&, const Optimizer&, const CheckpointState&, const std::string& output, int64_t keep);
+// Before a run writes: what earlier runs left unfinished is removed. Checkpoints later than `done` belong to a run that is not this one: a
+// fresh run (nothing resumed) refuses any, a resumed one removes them.
+void clear_later_checkpoints(const std::string& output, const std::optional<Resumed>&);
 
-// The checkpoint to resume: `asked` is a folder, or true/auto/latest for the newest complete one of `output`. "" when asked is "" or false.
-// Checks the hashes; throws Error naming the file that is damaged.
-// Rank 0 looks; collective.
-std::string find_checkpoint(const std::string& asked, const std::string& output, Comm&);
-// Before a run writes: checkpoints later than `done` belong to a run that is not this one. A fresh run (0) refuses them, a resumed one
-// removes them.
-void clear_later_checkpoints(const std::string& output, int64_t done);
-CheckpointState read_checkpoint_state(const std::string& folder);
-// Throws Error naming the first setting that differs.
-void check_same_run(const CheckpointState&, const std::map<std::string, std::string>& now, const std::string& folder);
-// The model request that starts from this checkpoint's values.
+// The shape of the model's adapter comes from the checkpoint; its values are read later, by load_state.
 void start_from_checkpoint(ModelRequest&, const std::string& folder);
-void load_optimizer(const LoadedModel&, Optimizer&, const std::string& folder);
+// What this rank owns of the values; with an optimizer also of its states. Collective.
+void load_state(LoadedModel&, Optimizer*, const std::string& folder);
 
 }  // namespace tessera

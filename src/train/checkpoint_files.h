@@ -39,6 +39,7 @@ struct CheckpointManifest {
   std::string program;
   bool sharded = false;       // SHARDED_STATE_DICT, else FULL_STATE_DICT
   int64_t step = 0;           // optimizer steps done
+  int64_t skipped_steps = 0;  // of them: those whose loss or gradient was not finite
   int64_t epoch = 0;          // place in the data: the next window to give
   int64_t window = 0;         //
   int64_t ranks = 1;          // that wrote it

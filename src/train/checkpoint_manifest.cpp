@@ -133,6 +133,7 @@ void read_state(const Value& v, CheckpointManifest& m) {
   m.sharded = kind == state_dict_kind(true);
   if (!m.sharded && kind != state_dict_kind(false)) v.at("kind").refuse("SHARDED_STATE_DICT or FULL_STATE_DICT");
   m.step = v.at("step").whole(0, most_steps);
+  m.skipped_steps = v.at("skipped_steps").whole(0, m.step);
   m.epoch = v.at("epoch").whole(0, most_steps);
   m.window = v.at("window").whole(0, most_steps);
   m.ranks = v.at("ranks").whole(1, most_ranks);
@@ -159,6 +160,7 @@ std::string checkpoint_manifest_text(const CheckpointManifest& m) {
                {"program", m.program},
                {"kind", state_dict_kind(m.sharded)},
                {"step", m.step},
+               {"skipped_steps", m.skipped_steps},
                {"epoch", m.epoch},
                {"window", m.window},
                {"ranks", m.ranks},

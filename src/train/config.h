@@ -63,12 +63,19 @@ struct TrainConfig {
   // output
   std::string output_dir = "output";
   bool save_model = true;
-  int64_t save_steps = 0;              // 0: only at the end
-  int64_t save_total_limit = 0;        // 0: keep all
-  std::string resume_from_checkpoint;  // folder, or "true": the newest of output_dir
+  std::string save_strategy = "steps";                   // of save_steps; epoch, no
+  int64_t save_steps = 0;                                // 0: no checkpoints but those of a stop
+  int64_t save_total_limit = 0;                          // 0: keep all
+  bool async_save = true;                                // training goes on while a copy of the state is written
+  std::string on_save_error = "stop";                    // or continue
+  std::string fsdp_state_dict_type = "FULL_STATE_DICT";  // or SHARDED_STATE_DICT: each rank writes its own file
+  bool load_best_model_at_end = false;
+  std::string metric_for_best_model = "eval_loss";
+  std::string resume_from_checkpoint;  // folder; "true", "latest": the newest of output_dir; "auto": the newest whole one, or none
   int64_t logging_steps = 1;
-  int64_t eval_steps = 0;  // 0: only at the end, when eval_dataset is given
-  bool profile = false;    // output_dir/profile.json
+  std::string eval_strategy = "auto";  // steps, epoch, no; auto: as eval_steps says
+  int64_t eval_steps = 0;              // 0: only at the end, when eval_dataset is given
+  bool profile = false;                // output_dir/profile.json
 
   bool operator==(const TrainConfig&) const = default;
 };

@@ -75,6 +75,10 @@ void TrainLog::evaluation(int64_t step, double loss, int64_t tokens) {
   note(str("step ", step, "  eval loss ", fixed(loss, 4), "  perplexity ", fixed(std::exp(loss), 3), "  (", tokens, " tokens)"));
 }
 
+void TrainLog::saving(int64_t step, double stall) {
+  if (speaks()) append_line(path_, Json({{"step", step}, {"save_stall_seconds", stall}}).dump());
+}
+
 void TrainLog::note(const std::string& line) {
   progress_.clear();
   say(line);

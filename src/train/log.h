@@ -28,8 +28,9 @@ class TrainLog {
   TrainLog(const std::string& folder, int64_t total_steps, int64_t done, int64_t logging_steps, size_t planned = 0);
   void step(const StepRecord&);
   void evaluation(int64_t step, double loss,
-                  int64_t tokens);     // also a line of train.jsonl: {"step", "eval_loss", "eval_perplexity", "eval_tokens"}
-  void note(const std::string& line);  // a line that does not break the bar
+                  int64_t tokens);          // also a line of train.jsonl: {"step", "eval_loss", "eval_perplexity", "eval_tokens"}
+  void saving(int64_t step, double stall);  // a line: {"step", "save_stall_seconds"}: how long training stood still for a checkpoint
+  void note(const std::string& line);       // a line that does not break the bar
   double first_loss() const { return first_; }
   double last_loss() const { return last_; }  // mean of the last 30 steps
 

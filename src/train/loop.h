@@ -3,6 +3,7 @@
 // count; added in the order of the micro-batches, so it is the same bits on any number of ranks.
 #pragma once
 #include <functional>
+#include <map>
 #include <string>
 
 #include "comm/comm.h"
@@ -18,11 +19,18 @@ struct TrainResult {
   std::string saved;         // adapter or model folder; "" when nothing was
 };
 
+// What checkpoints tell about the program beside what the run knows itself.
+struct ProgramFacts {
+  std::string program;                               // "tessera 0.1.0"
+  std::map<std::string, std::string> configuration;  // every option, as text
+};
+
 // The whole run on this rank. Collective. Throws Error.
 // on_start: called on rank 0 when everything is read and checked, before the first file is written to output_dir.
-TrainResult train(const TrainConfig&, Comm&, const std::function<void()>& on_start = {});
+TrainResult train(const TrainConfig&, Comm&, const std::function<void()>& on_start = {}, const ProgramFacts& = {});
 
-// Called by signal handlers: the run ends after the current step, with a checkpoint.
+// Called by signal handlers: the run ends after the current micro-batch, with a checkpoint of the last step that was finished. Counts until
+// a run has ended by it.
 void request_stop();
 
 }  // namespace tessera

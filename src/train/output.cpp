@@ -1,10 +1,13 @@
 #include "train/output.h"
 
 #include <algorithm>
+#include <cassert>
+#include <exception>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <span>
 
+#include "core/error.h"
 #include "core/text.h"
 #include "data/tokenizer.h"
 #include "io/json.h"
@@ -17,15 +20,15 @@ std::vector<int64_t> sizes(const Shape& s) { return {s.dim.begin(), s.dim.begin(
 // The unit that was gathered last, of one of the streams; a tensor of another one gathers that instead. Collective.
 class GatheredUnit {
  public:
-  GatheredUnit(LoadedModel& m, const std::vector<TensorStream>& streams) : model_(m), streams_(streams) {}
+  GatheredUnit(Comm& comm, const std::vector<TensorStream>& streams) : comm_(comm), streams_(streams) {}
   const float* tensor(size_t stream, int unit, const PartPlace& part) {
-    if (stream != stream_ || unit != unit_) whole_ = gather_unit(model_.sharded, unit, streams_[stream].owned(unit), storage_);
+    if (stream != stream_ || unit != unit_) whole_ = gather_unit(comm_, streams_[stream].share(unit), storage_);
     stream_ = stream, unit_ = unit;
     return whole_ + part.begin;
   }
 
  private:
-  LoadedModel& model_;
+  Comm& comm_;
   const std::vector<TensorStream>& streams_;
   size_t stream_ = 0;
   int unit_ = -1;
@@ -49,81 +52,102 @@ std::map<std::string, Entry> entries_of(const Model& m, const std::vector<Tensor
   return out;
 }
 
+// Adapters are small: all of them at once, on rank 0 only.
+std::vector<TensorToWrite> gather_adapter(const OutputSource& from, std::vector<std::vector<float>>& storage) {
+  std::vector<TensorToWrite> out;
+  const std::vector<UnitLayout>& units = from.model.model.units;
+  storage.resize(units.size());
+  for (size_t unit = 0; unit < units.size(); ++unit) {
+    if (!units[unit].trainable) continue;
+    const float* whole = gather_unit(from.comm, from.values(int(unit)), storage[unit]);
+    if (from.comm.rank() != 0) {
+      storage[unit] = {};
+      continue;
+    }
+    for (const PartPlace& p : units[unit].parts)
+      if (p.trains) out.push_back({p.name, Dtype::f32, sizes(p.shape), whole + p.begin});
+  }
+  return out;
+}
+
+constexpr const char* peft_prefix = "base_model.model.";
+
 }  // namespace
 
-const float* gather_unit(Sharded& sharded, int unit, Tensor owned, std::vector<float>& storage) {
-  Comm& comm = sharded.comm();
-  const Range mine = sharded.trainable_range(unit);
-  const auto begins = gather_values(comm, int64_t(mine.begin)), ends = gather_values(comm, int64_t(mine.end));
+const float* gather_unit(Comm& comm, Share mine, std::vector<float>& storage) {
+  const auto begins = gather_values(comm, int64_t(mine.range.begin)), ends = gather_values(comm, int64_t(mine.range.end));
   const int64_t total = *std::max_element(ends.begin(), ends.end());
-  if (mine.begin == 0 && int64_t(mine.end) == total && *std::min_element(ends.begin(), ends.end()) == total) return owned.as<float>();
+  const bool everywhere = *std::max_element(begins.begin(), begins.end()) == 0 && *std::min_element(ends.begin(), ends.end()) == total;
+  if (everywhere) return mine.values;
   storage.assign(size_t(total), 0);
-  std::copy_n(owned.as<float>(), mine.size(), storage.data() + mine.begin);
+  std::copy_n(mine.values, mine.range.size(), storage.data() + mine.range.begin);
   std::vector<Range> parts;
   for (size_t r = 0; r < begins.size(); ++r) parts.push_back({size_t(begins[r]) * sizeof(float), size_t(ends[r]) * sizeof(float)});
   comm.all_gather(reinterpret_cast<std::byte*>(storage.data()), parts);
   return storage.data();
 }
 
-void write_tensors(LoadedModel& m, const std::string& path, const std::vector<TensorStream>& streams, Dtype dtype,
+OutputSource masters_of(LoadedModel& m) {
+  return {m, m.comm, [&m](int unit) { return Share{m.sharded.trainable_range(unit), m.sharded.values(unit).as<float>()}; }};
+}
+
+void write_tensors(const OutputSource& from, const std::string& path, const std::vector<TensorStream>& streams, Dtype dtype,
                    const std::map<std::string, std::string>& metadata) {
-  const auto entries = entries_of(m.model, streams);
-  GatheredUnit unit(m, streams);
-  if (m.comm.rank() != 0) {
-    for (const auto& [name, e] : entries) unit.tensor(e.stream, e.unit, *e.part);
-    return;
-  }
-  std::vector<TensorToWrite> tensors;
-  for (const auto& [name, e] : entries) tensors.push_back({name, dtype, sizes(e.part->shape), nullptr});
-  std::vector<std::byte> converted;
-  write_safetensors(path, tensors, metadata, [&](const TensorToWrite& t) -> std::span<const std::byte> {
-    const Entry& e = entries.at(t.name);
-    const int64_t n = e.part->shape.size();
-    const float* values = unit.tensor(e.stream, e.unit, *e.part);
-    if (dtype == Dtype::f32) return std::as_bytes(std::span(values, size_t(n)));
-    converted.resize(size_t(n) * size_of(dtype));
-    m.backend.convert({converted.data(), dtype, {n}, &m.backend}, {const_cast<float*>(values), Dtype::f32, {n}, &m.backend});
-    return converted;
-  });
-}
-
-// Adapters are small: all of them at once, on rank 0 only.
-std::vector<TensorToWrite> gather_adapter(LoadedModel& m, std::vector<std::vector<float>>& storage) {
-  std::vector<TensorToWrite> out;
-  storage.resize(size_t(m.sharded.units()));
-  for (int unit = 0; unit < m.sharded.units(); ++unit) {
-    if (!m.model.units[size_t(unit)].trainable) continue;
-    const float* whole = gather_unit(m.sharded, unit, m.sharded.values(unit), storage[size_t(unit)]);
-    if (m.comm.rank() != 0) {
-      storage[size_t(unit)] = {};
-      continue;
+  const auto entries = entries_of(from.model.model, streams);
+  GatheredUnit unit(from.comm, streams);
+  auto next = entries.begin();  // every rank gathers all of them in this order, also when rank 0 cannot write
+  const auto gather = [&] {
+    const Entry& e = (next++)->second;
+    return unit.tensor(e.stream, e.unit, *e.part);
+  };
+  std::exception_ptr error;
+  if (from.comm.rank() == 0) {
+    std::vector<TensorToWrite> tensors;
+    for (const auto& [name, e] : entries) tensors.push_back({name, dtype, sizes(e.part->shape), nullptr});
+    std::vector<std::byte> converted;
+    const auto bytes_of = [&](const TensorToWrite& t) -> std::span<const std::byte> {
+      assert(next != entries.end() && t.name == next->first);
+      const int64_t n = next->second.part->shape.size();
+      const float* values = gather();
+      if (dtype == Dtype::f32) return std::as_bytes(std::span(values, size_t(n)));
+      Backend& backend = from.model.backend;
+      converted.resize(size_t(n) * size_of(dtype));
+      backend.convert({converted.data(), dtype, {n}, &backend}, {const_cast<float*>(values), Dtype::f32, {n}, &backend});
+      return converted;
+    };
+    try {
+      write_safetensors(path, tensors, metadata, bytes_of);
+    } catch (const Error&) {
+      error = std::current_exception();
     }
-    for (const PartPlace& p : m.model.units[size_t(unit)].parts)
-      if (p.trains) out.push_back({p.name, Dtype::f32, sizes(p.shape), whole + p.begin});
   }
-  return out;
+  while (next != entries.end()) gather();
+  if (error) std::rethrow_exception(error);
 }
 
-void write_adapter(LoadedModel& m, const std::string& folder, bool fsdp_qlora_file) {
+void write_adapter(const OutputSource& from, const std::string& folder, bool fsdp_qlora_file) {
   std::vector<std::vector<float>> storage;
-  std::vector<TensorToWrite> tensors = gather_adapter(m, storage);
-  if (m.comm.rank() == 0) {
-    make_folder(folder);
-    if (fsdp_qlora_file) write_fsdp_qlora_adapter(folder, tensors);
-    for (TensorToWrite& t : tensors) t.name = "base_model.model." + t.name;
-    write_peft_adapter(folder, m.peft, tensors);
-  }
-  m.comm.barrier();
+  std::vector<TensorToWrite> tensors = gather_adapter(from, storage);
+  if (from.comm.rank() != 0) return;
+  make_folder(folder);
+  if (fsdp_qlora_file) write_fsdp_qlora_adapter(folder, tensors);
+  for (TensorToWrite& t : tensors) t.name = peft_prefix + t.name;
+  write_peft_adapter(folder, from.model.peft, tensors);
 }
 
-void write_model(LoadedModel& m, const std::string& folder, Dtype dtype) {
-  if (m.comm.rank() == 0) make_folder(folder);
-  write_tensors(m, folder + "/model.safetensors", {{"", [&](int unit) { return m.sharded.values(unit); }}}, dtype, {{"format", "pt"}});
-  if (m.comm.rank() == 0) {
-    write_config(m.request.folder, folder, dtype);
-    copy_tokenizer(m.request.folder, folder);
-  }
-  m.comm.barrier();
+void write_model(const OutputSource& from, const std::string& folder, Dtype dtype) {
+  write_tensors(from, folder + "/model.safetensors", {{"", from.values}}, dtype, {{"format", "pt"}});
+  if (from.comm.rank() != 0) return;
+  write_config(from.model.request.folder, folder, dtype);
+  copy_tokenizer(from.model.request.folder, folder);
+}
+
+void write_adapter_config(const LoadedModel& m, const std::string& folder) {
+  std::vector<TensorToWrite> names;
+  for (const UnitLayout& unit : m.model.units)
+    for (const PartPlace& p : unit.parts)
+      if (p.trains) names.push_back({peft_prefix + p.name, Dtype::f32, {}, nullptr});
+  write_peft_config(folder, m.peft, names);
 }
 
 void write_config(const std::string& model_folder, const std::string& folder, Dtype dtype) {

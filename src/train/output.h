@@ -1,5 +1,6 @@
 // What a run leaves: a PEFT adapter folder, or a whole model in Hugging Face layout, with the tokenizer's files beside it.
-// Collective: every rank calls, the shards are gathered, rank 0 writes.
+// Collective: every rank of the group calls, the shards are gathered, rank 0 writes. When rank 0 cannot write, it throws after all that is
+// collective is done; the others know nothing of it.
 #pragma once
 #include <functional>
 #include <map>
@@ -11,26 +12,43 @@
 
 namespace tessera {
 
-// The whole array of a unit (f32, UnitLayout::trainable) from the part every rank owns. Points into `owned` when that is everything,
-// else into `storage`. Collective.
-const float* gather_unit(Sharded&, int unit, Tensor owned, std::vector<float>& storage);
-
-// A set of arrays shaped like the trainable values: the masters, or a state of the optimizer.
-struct TensorStream {
-  std::string prefix;                     // before the tensor's name in the file
-  std::function<Tensor(int unit)> owned;  // this rank's range of a unit, f32
+// This rank's range of the elements of a unit, f32 in host memory, of an array shaped like the trainable values: the masters, or a state
+// of the optimizer.
+struct Share {
+  Range range;
+  const float* values = nullptr;  // element range.begin
 };
-// One safetensors file of all trainable tensors of the streams, in this dtype. Holds one gathered unit at a time. Collective.
-void write_tensors(LoadedModel&, const std::string& path, const std::vector<TensorStream>&, Dtype,
+using ShareOf = std::function<Share(int unit)>;
+
+// The whole array of a unit (UnitLayout::trainable). Points into the share when every rank has everything, else into `storage`.
+const float* gather_unit(Comm&, Share mine, std::vector<float>& storage);
+
+struct TensorStream {
+  std::string prefix;  // before the tensor's name in the file
+  ShareOf share;
+};
+// What is written, by whom. A thread of its own has a group of its own, and shares that do not change.
+struct OutputSource {
+  const LoadedModel& model;
+  Comm& comm;
+  ShareOf values;
+};
+OutputSource masters_of(LoadedModel&);
+
+// One safetensors file of all trainable tensors of the streams, in this dtype. Holds one gathered unit at a time. Other dtypes than f32 are
+// converted by the model's backend.
+void write_tensors(const OutputSource&, const std::string& path, const std::vector<TensorStream>&, Dtype,
                    const std::map<std::string, std::string>& metadata);
 
 // adapter_config.json, adapter_model.safetensors (f32); with fsdp_qlora_file also model_state_dict.safetensors.
-void write_adapter(LoadedModel&, const std::string& folder, bool fsdp_qlora_file);
+void write_adapter(const OutputSource&, const std::string& folder, bool fsdp_qlora_file);
 // config.json (with this dtype), generation_config.json, model.safetensors, the tokenizer's files.
-void write_model(LoadedModel&, const std::string& folder, Dtype);
-// config.json of the model folder with this dtype, and its generation_config.json.
+void write_model(const OutputSource&, const std::string& folder, Dtype);
+// adapter_config.json alone. Not collective.
+void write_adapter_config(const LoadedModel&, const std::string& folder);
+// config.json of the model folder with this dtype, and its generation_config.json. Not collective.
 void write_config(const std::string& model_folder, const std::string& folder, Dtype);
-// The tokenizer's files of the model folder.
+// The tokenizer's files of the model folder. Not collective.
 void copy_tokenizer(const std::string& model_folder, const std::string& folder);
 
 }  // namespace tessera

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <future>
+#include <optional>
 
 #include "backend/dry_backend.h"
 #include "backend/profiling_backend.h"
@@ -9,6 +10,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "train/checkpoint_writer.h"
 #include "train/optimizer.h"
 
 namespace tessera {
@@ -44,6 +46,8 @@ Plan dry_run_here(const TrainConfig& c, const PlanMachine& machine, Keeping keep
   if (machine.own_memory) request.frozen_place = FrozenPlace::gathered;
   LoadedModel m(request, comm, backend);
   Optimizer optimizer(m.model, m.sharded, backend, {});
+  std::optional<Snapshot> snapshot;
+  if (writes_beside(c)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), backend);
   traffic.gathered = traffic.reduced = 0;
 
   const Batch batch = full_batch(c, c.batch_size);
