@@ -47,7 +47,7 @@ struct Tokenizer::Impl {
   }
   // tokenizer_config.json, else what the model itself says, else special_tokens_map.json.
   Special special(const TokenName& config, int32_t model, const TokenName& map) const {
-    if (!config.stated && model >= 0) return {model, *piece(model)};
+    if (const std::string* text = config.stated || model < 0 ? nullptr : piece(model)) return {model, *text};
     const TokenName& name = config.stated ? config : map;
     return {name.text.empty() ? -1 : id_of(name.text), name.text};
   }

@@ -150,7 +150,8 @@ void Bpe::split(std::string_view word, std::vector<int32_t>& symbols) const {
 
 // scratch.id holds the symbols; they form a list by before and after, and a removed symbol has id -1.
 void Bpe::join(Scratch& scratch, std::vector<int32_t>& ids) const {
-  auto& [id, before, after, queue] = scratch;
+  std::vector<int32_t>&id = scratch.id, &before = scratch.before, &after = scratch.after;
+  std::vector<uint64_t>& queue = scratch.queue;
   const int32_t count = int32_t(id.size());
   before.resize(count);
   after.resize(count);

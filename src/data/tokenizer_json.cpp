@@ -13,6 +13,9 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int kDeepest = 8;                   // Sequences inside Sequences
+constexpr int64_t kHoles = int64_t(1) << 20;  // ids without a token, at most
+
 constexpr char kGpt2Split[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 // Runs `read` on the text of the file; JSON errors become ours.
@@ -57,11 +60,12 @@ class Reader {
   }
   // Calls `add` with every step of a component, Sequences opened; null has none.
   template <class F>
-  void for_steps(const json& part, const char* list, F&& add) const {
+  void for_steps(const json& part, const char* list, F&& add, int depth = 0) const {
     if (part.is_null()) return;
+    if (depth > kDeepest) unsupported(str("a Sequence inside ", depth, " others"), str("up to ", kDeepest));
     const std::string type = part.at("type");
     if (type != "Sequence") return add(part, type);
-    for (const json& step : part.at(list)) for_steps(step, list, add);
+    for (const json& step : part.at(list)) for_steps(step, list, add, depth + 1);
   }
   Pattern pattern(const json&) const;
   Replace replace(const json& step) const { return {pattern(step.at("pattern")), step.at("content").get<std::string>()}; }
@@ -71,7 +75,8 @@ class Reader {
   Vocabulary vocabulary(const TokenizerFile&) const;
   MergeTable merges(const TokenizerFile&, const Vocabulary&) const;
   int32_t merge_part(const Vocabulary&, std::string_view piece, size_t rank) const;
-  int32_t id(const json& value, const std::string& token) const { return token_id(value.get<int64_t>(), token, path_); }
+  int32_t id(const json& value, const std::string& token) const { return token_id(whole_number(value), token, path_); }
+  Strip strip(const json& step) const;
 
   std::string path_;
 };
@@ -151,6 +156,14 @@ std::vector<PreTokenizer> Reader::pre_tokenizers(const json& root) const {
   return out;
 }
 
+Strip Reader::strip(const json& step) const {
+  const std::string content = step.at("content");
+  const int64_t start = whole_number(step.at("start")), stop = whole_number(step.at("stop"));
+  if (content.empty() || std::min(start, stop) < 0 || std::max(start, stop) > INT32_MAX)
+    wrong(str("Strip of \"", content, "\" with start ", start, ", stop ", stop), "a character, and two numbers from 0");
+  return {content, int(start), int(stop)};
+}
+
 std::optional<std::vector<Decoder>> Reader::decoders(const json& root) const {
   const json& part = child(root, "decoder");
   if (part.is_null()) return std::nullopt;
@@ -165,7 +178,7 @@ std::optional<std::vector<Decoder>> Reader::decoders(const json& root) const {
     else if (type == "Fuse")
       out.push_back(Fuse{});
     else if (type == "Strip")
-      out.push_back(Strip{step.at("content"), step.at("start"), step.at("stop")});
+      out.push_back(strip(step));
     else if (type == "Metaspace")
       out.push_back(FromMetaspace{step.at("replacement"), prepend_scheme(step) != PrependScheme::never});
     else
@@ -202,6 +215,8 @@ Vocabulary Reader::vocabulary(const TokenizerFile& file) const {
   const auto list = file.vocabulary();
   int32_t size = 0;
   for (const auto& [piece, id] : list) size = std::max(size, token_id(id, std::string(piece), path_) + 1);
+  if (size > int64_t(list.size()) + kHoles)
+    wrong(str(list.size(), " tokens have ids up to ", size - 1), str("at most ", kHoles, " ids without a token"));
   std::vector<std::string> pieces(static_cast<size_t>(size));
   for (const auto& [piece, id] : list) pieces[size_t(id)] = piece;
   return Vocabulary(std::move(pieces));
@@ -333,7 +348,7 @@ std::vector<AddedToken> read_added_tokens(const std::string& path) {
     std::vector<AddedToken> out;
     for (const auto& [content, id] : root.items()) {
       AddedToken& token = out.emplace_back();
-      token.id = token_id(id.get<int64_t>(), content, path);
+      token.id = token_id(whole_number(id), content, path);
       token.content = content;
     }
     return out;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/text.h"
+
 namespace tessera::tokenizing {
 namespace {
 
@@ -22,9 +24,20 @@ bool escapes_surrogates(std::string_view text) {
   return false;
 }
 
+[[noreturn]] void refuse_type(const json& value) {
+  throw json::type_error::create(302, str("type must be a whole number, but is ", value.type_name()), &value);
+}
+
 json copied(element value) { return json::parse(simdjson::minify(value)); }
 
 }  // namespace
+
+// The library's own conversion takes fractions and numbers of any size, which is undefined for some.
+int64_t whole_number(const json& value) {
+  if (!value.is_number_integer()) refuse_type(value);
+  if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(INT64_MAX)) refuse_type(value);
+  return value.get<int64_t>();
+}
 
 TokenizerFile::TokenizerFile(const std::string& text) {
   quick_ = read_quickly(text);
@@ -57,7 +70,7 @@ std::vector<std::pair<std::string_view, int64_t>> TokenizerFile::vocabulary() co
     for (const auto& field : vocabulary_) out.emplace_back(field.key, int64_t(field.value));
     return out;
   }
-  for (const auto& [piece, id] : rest_.at("model").at("vocab").get_ref<const json::object_t&>()) out.emplace_back(piece, id.get<int64_t>());
+  for (const auto& [piece, id] : rest_.at("model").at("vocab").get_ref<const json::object_t&>()) out.emplace_back(piece, whole_number(id));
   return out;
 }
 

@@ -16,6 +16,9 @@ struct MergeText {
   bool one_text = false;  // "left right", whole in `left`
 };
 
+// Throws nlohmann::json::exception for what is no whole number of 64 bits.
+int64_t whole_number(const nlohmann::json& value);
+
 // Owns the texts that its views look at; not movable.
 class TokenizerFile {
  public:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "core/text.h"
 #include "data/tokenizer_unicode.h"
 
@@ -14,7 +15,17 @@ void find_literal(std::string_view text, std::string_view literal, std::vector<S
     found.push_back({at, at + literal.size()});
 }
 
-std::string replaced(std::string_view text, const std::vector<Span>& found, std::string_view content) {
+// How large a text may become on its way through the steps of a file. Real steps make one byte four at most.
+size_t most_bytes(size_t text) { return 64 * text + (size_t(1) << 20); }
+
+void check_growth(size_t bytes, size_t most) {
+  if (bytes > most)
+    fail("tokenizer", str("its steps make a text more than ", most, " bytes long"), "steps that make a text at most 64 times as long",
+         "use the tokenizer of another model");
+}
+
+std::string replaced(std::string_view text, const std::vector<Span>& found, std::string_view content, size_t most) {
+  check_growth(text.size() + found.size() * content.size(), most);
   std::string out;
   out.reserve(text.size() + found.size() * content.size());
   size_t at = 0;
@@ -26,16 +37,16 @@ std::string replaced(std::string_view text, const std::vector<Span>& found, std:
   return out += text.substr(at);
 }
 
-std::string replaced(std::string_view text, const Pattern& pattern, std::string_view content) {
+std::string replaced(std::string_view text, const Pattern& pattern, std::string_view content, size_t most) {
   std::vector<Span> found;
   pattern.find_all(text, found);
-  return replaced(text, found, content);
+  return replaced(text, found, content, most);
 }
 
-std::string replaced(std::string_view text, std::string_view literal, std::string_view content) {
+std::string replaced(std::string_view text, std::string_view literal, std::string_view content, size_t most) {
   std::vector<Span> found;
   find_literal(text, literal, found);
-  return replaced(text, found, content);
+  return replaced(text, found, content, most);
 }
 
 void append_letters(std::string& out, std::string_view text) {
@@ -45,10 +56,11 @@ void append_letters(std::string& out, std::string_view text) {
 
 struct Normalize {
   std::string& text;
+  size_t most;
   void operator()(const Prepend& step) {
     if (!text.empty()) text.insert(0, step.text);
   }
-  void operator()(const Replace& step) { text = replaced(text, step.pattern, step.content); }
+  void operator()(const Replace& step) { text = replaced(text, step.pattern, step.content, most); }
   void operator()(const Nfc&) { text = composed(text); }
   void operator()(const ByteLetters&) {
     std::string letters;
@@ -142,13 +154,14 @@ void split_words(Words& words, F&& pieces_of) {
 
 // Writes every word anew: `rewrite(word, first, out)` appends it.
 template <class F>
-void rewrite_words(Words& words, F&& rewrite) {
+void rewrite_words(Words& words, size_t most, F&& rewrite) {
   std::string text;
   text.reserve(words.text.size() + words.text.size() / 4);
   bool first = words.at_start;
   for (Span& span : words.spans) {
     const size_t begin = text.size();
     rewrite(std::string_view(words.text).substr(span.begin, span.end - span.begin), first, text);
+    check_growth(text.size(), most);
     span = {begin, text.size()};
     first = false;
   }
@@ -157,6 +170,7 @@ void rewrite_words(Words& words, F&& rewrite) {
 
 struct PreTokenize {
   Words& words;
+  size_t most;
 
   void operator()(const SplitAt& step) {
     if (step.behavior == Behavior::isolated)
@@ -166,20 +180,20 @@ struct PreTokenize {
   }
 
   void operator()(const PrefixSpace&) {
-    rewrite_words(words, [](std::string_view word, bool, std::string& out) {
+    rewrite_words(words, most, [](std::string_view word, bool, std::string& out) {
       if (!starts_with(word, " ")) out += ' ';
       out += word;
     });
   }
 
   void operator()(const ByteLetters&) {
-    rewrite_words(words, [](std::string_view word, bool, std::string& out) { append_letters(out, word); });
+    rewrite_words(words, most, [](std::string_view word, bool, std::string& out) { append_letters(out, word); });
   }
 
   void operator()(const Metaspace& step) {
     const std::string& mark = step.replacement;
-    rewrite_words(words, [&](std::string_view word, bool first, std::string& out) {
-      const std::string text = replaced(word, " ", mark);
+    rewrite_words(words, most, [&](std::string_view word, bool first, std::string& out) {
+      const std::string text = replaced(word, " ", mark, most);
       const bool wanted = step.scheme == PrependScheme::always || (step.scheme == PrependScheme::first && first);
       if (wanted && !starts_with(text, mark)) out += mark;
       out += text;
@@ -218,9 +232,14 @@ std::string concatenated(const std::vector<std::string>& pieces) {
 
 struct Decode {
   std::vector<std::string>& pieces;
+  size_t most;
 
   void operator()(const Replace& step) {
-    for (std::string& piece : pieces) piece = replaced(piece, step.pattern, step.content);
+    size_t total = 0;
+    for (std::string& piece : pieces) {
+      piece = replaced(piece, step.pattern, step.content, most - total);
+      total += piece.size();
+    }
   }
   void operator()(const FromByteLetters&) {
     std::string bytes;
@@ -252,12 +271,16 @@ struct Decode {
   void operator()(const Fuse&) { pieces = {concatenated(pieces)}; }
   void operator()(const Strip& step) {
     for (std::string& piece : pieces) {
-      for (int i = 0; i < step.start && starts_with(piece, step.content); ++i) piece.erase(0, step.content.size());
-      for (int i = 0; i < step.stop && ends_with(piece, step.content); ++i) piece.erase(piece.size() - step.content.size());
+      const size_t width = step.content.size();
+      std::string_view rest = piece;
+      for (int i = 0; i < step.start && starts_with(rest, step.content); ++i) rest.remove_prefix(width);
+      for (int i = 0; i < step.stop && ends_with(rest, step.content); ++i) rest.remove_suffix(width);
+      piece = std::string(rest);
     }
   }
   void operator()(const FromMetaspace& step) {
-    for (size_t i = 0; i < pieces.size(); ++i) pieces[i] = replaced(pieces[i], step.replacement, i == 0 && step.drops_first ? "" : " ");
+    for (size_t i = 0; i < pieces.size(); ++i)
+      pieces[i] = replaced(pieces[i], step.replacement, i == 0 && step.drops_first ? "" : " ", most);
   }
 };
 
@@ -271,17 +294,24 @@ void Pattern::find_all(std::string_view text, std::vector<Span>& found) const {
 }
 
 std::string normalized(std::string text, const std::vector<Normalizer>& steps) {
-  for (const Normalizer& step : steps) std::visit(Normalize{text}, step);
+  const size_t most = most_bytes(text.size());
+  for (const Normalizer& step : steps) {
+    std::visit(Normalize{text, most}, step);
+    check_growth(text.size(), most);
+  }
   return text;
 }
 
 void pre_tokenize(Words& words, const std::vector<PreTokenizer>& steps) {
-  for (const PreTokenizer& step : steps) std::visit(PreTokenize{words}, step);
+  const size_t most = most_bytes(words.text.size());
+  for (const PreTokenizer& step : steps) std::visit(PreTokenize{words, most}, step);
 }
 
 std::string decoded(std::vector<std::string> pieces, const std::optional<std::vector<Decoder>>& steps) {
   if (!steps) return join(pieces, " ");
-  for (const Decoder& step : *steps) std::visit(Decode{pieces}, step);
+  size_t total = 0;
+  for (const std::string& piece : pieces) total += piece.size();
+  for (const Decoder& step : *steps) std::visit(Decode{pieces, most_bytes(total)}, step);
   return concatenated(pieces);
 }
 

@@ -14,7 +14,25 @@ struct MatchFree {
 };
 using Match = std::unique_ptr<pcre2_match_data, MatchFree>;
 
+struct ContextFree {
+  void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
+};
+
 pcre2_code* code_of(void* code) { return static_cast<pcre2_code*>(code); }
+
+// Of one match: a pattern that backtracks without end is an Error, not a hang.
+constexpr uint32_t most_steps = 1'000'000, most_kib = 64 * 1024;
+constexpr size_t longest_pattern = 16384;
+
+pcre2_match_context* limits() {
+  static const auto context = [] {
+    std::unique_ptr<pcre2_match_context, ContextFree> made(pcre2_match_context_create(nullptr));
+    pcre2_set_match_limit(made.get(), most_steps);
+    pcre2_set_heap_limit(made.get(), most_kib);
+    return made;
+  }();
+  return context.get();
+}
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) {
   fail(where, what, "patterns that Oniguruma and PCRE2 read alike", "use the tokenizer of another model, or write the pattern without it");
@@ -76,6 +94,8 @@ std::string for_pcre2(const std::string& pattern, const std::string& where) {
 void Regex::Free::operator()(void* code) const { pcre2_code_free(code_of(code)); }
 
 Regex::Regex(const std::string& pattern, const std::string& where) {
+  if (pattern.size() > longest_pattern)
+    fail(where, str("a regex of ", pattern.size(), " bytes"), str("up to ", longest_pattern), "check the file");
   const std::string text = for_pcre2(pattern, where);
   int error = 0;
   PCRE2_SIZE at = 0;
@@ -95,8 +115,8 @@ namespace {
 bool search(const pcre2_code* code, std::string_view text, size_t from, uint32_t options, pcre2_match_data* match) {
   const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   options |= PCRE2_NO_UTF_CHECK;
-  int found = pcre2_match(code, subject, text.size(), from, options, match, nullptr);
-  if (found == PCRE2_ERROR_JIT_STACKLIMIT) found = pcre2_match(code, subject, text.size(), from, options | PCRE2_NO_JIT, match, nullptr);
+  int found = pcre2_match(code, subject, text.size(), from, options, match, limits());
+  if (found == PCRE2_ERROR_JIT_STACKLIMIT) found = pcre2_match(code, subject, text.size(), from, options | PCRE2_NO_JIT, match, limits());
   if (found < 0 && found != PCRE2_ERROR_NOMATCH)
     fail("tokenizer", str("a regex gave up on a text of ", text.size(), " bytes (PCRE2 error ", found, ")"), "shorter runs of one kind",
          "split the text");
@@ -110,6 +130,8 @@ void Regex::find_all(std::string_view text, std::vector<Span>& found) const {
   const Match match(pcre2_match_data_create(1, nullptr));
   const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
   for (size_t from = 0; from <= text.size() && search(code, text, from, 0, match.get());) {
+    if (ends[0] < from || ends[1] < ends[0])
+      fail("tokenizer", "a regex moves the start of its match (\\K) behind its end", "matches from left to right", "use another tokenizer");
     found.push_back({ends[0], ends[1]});
     from = ends[1];
     if (ends[0] != ends[1]) continue;
