@@ -14,7 +14,7 @@ using Kind = PickleValue::Kind;
 
 constexpr size_t max_marks = 64;        // open containers; torch's files have at most 6
 constexpr size_t max_stack = 1u << 20;  // values waiting to be put into a container
-constexpr size_t max_text = 1u << 16;   // bytes of one text
+constexpr size_t max_text = 1u << 11;   // bytes of one text
 constexpr size_t max_bytes = 1u << 28;  // of a pickle
 constexpr const char* remedy = "give a file that PyTorch has written, and copy it again if it is damaged";
 constexpr const char* ordered_dict = "collections.OrderedDict";

@@ -8,6 +8,7 @@ namespace {
 using Kind = PickleValue::Kind;
 
 constexpr const char* remedy = "give a file that PyTorch has written, and copy it again if it is damaged";
+constexpr size_t max_numbers = 64;
 
 const char* name_of(Kind kind) {
   switch (kind) {
@@ -65,7 +66,9 @@ const PickleValue& get(const PickleValue& value, std::string_view key, const std
 
 std::vector<int64_t> whole_numbers(const PickleValue& value, const std::string& what, const std::string& where) {
   std::vector<int64_t> out;
-  for (const PickleValue* item : expect(value, Kind::tuple, what, where).items) {
+  const auto& items = expect(value, Kind::tuple, what, where).items;
+  if (items.size() > max_numbers) fail(where, str(what, " has ", items.size(), " numbers"), str("at most ", max_numbers), remedy);
+  for (const PickleValue* item : items) {
     if (expect(*item, Kind::integer, what, where).integer < 0) fail(where, str(what, " holds ", item->integer), "numbers from 0", remedy);
     out.push_back(item->integer);
   }

@@ -13,7 +13,7 @@ constexpr size_t end_bytes = 22, end64_bytes = 56, locator_bytes = 20, entry_byt
 constexpr uint32_t end_mark = 0x06054b50, end64_mark = 0x06064b50, locator_mark = 0x07064b50, entry_mark = 0x02014b50,
                    local_mark = 0x04034b50;
 constexpr uint32_t in_zip64 = 0xffffffff;
-constexpr uint64_t max_members = 1u << 20;
+constexpr uint64_t max_members = 1u << 20, max_name = 1u << 10;
 
 struct Archive {
   std::span<const std::byte> bytes;
@@ -111,6 +111,7 @@ std::map<std::string, ZipMember> read_stored_zip(std::span<const std::byte> arch
   for (uint64_t i = 0; i < directory.members; ++i) {
     if (a.part(at, entry_bytes).empty() || a.read<uint32_t>(at) != entry_mark) a.damaged("a zip directory that ends too early");
     const uint64_t name_bytes = a.read<uint16_t>(at + 28), extra = a.read<uint16_t>(at + 30), comment = a.read<uint16_t>(at + 32);
+    if (name_bytes > max_name) a.damaged(str("a member's name of ", name_bytes, " bytes"));
     const std::string name = a.text(at + entry_bytes, name_bytes);
     Entry e{a.read<uint32_t>(at + 24), a.read<uint32_t>(at + 20), a.read<uint32_t>(at + 42)};
     read_zip64(a, at + entry_bytes + name_bytes, extra, e);

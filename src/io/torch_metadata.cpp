@@ -20,6 +20,8 @@ using Kind = PickleValue::Kind;
 
 constexpr const char* remedy = "copy the whole checkpoint folder again, or save it again";
 
+constexpr size_t max_keys = 8;  // of the nested state dict that lead to a tensor
+
 constexpr std::string_view metadata_class = "torch.distributed.checkpoint.metadata.Metadata";
 constexpr std::string_view tensor_class = "torch.distributed.checkpoint.metadata.TensorStorageMetadata";
 constexpr std::string_view bytes_class = "torch.distributed.checkpoint.metadata.BytesStorageMetadata";
@@ -110,7 +112,7 @@ class Metadata {
       if (!offset || offset->kind == Kind::none) continue;  // no tensor
       const std::string& key = text(index, "fqn");
       Place p{text(place, "relative_path"), from_zero(place, "offset"), from_zero(place, "length")};
-      if (p.file.empty() || p.file == "." || p.file == ".." || p.file.find('/') != std::string::npos)
+      if (p.file.empty() || p.file == "." || p.file == ".." || p.file.find_first_of(std::string_view("/\0", 2)) != std::string::npos)
         fail(path_, str(key, " lies in ", p.file), "the name of a file in the checkpoint's own folder", remedy);
       if (const PickleValue* made = find(place, "transform_descriptors"); made && made->kind != Kind::none && !made->items.empty())
         fail(path_, str(key, " was transformed when it was written (compressed)"), "chunks as torch.save writes them",
@@ -126,7 +128,9 @@ class Metadata {
     if (!all || all->kind != Kind::dict) return out;
     for (size_t i = 0; i < all->items.size(); i += 2) {
       std::vector<std::string>& path = out[expect(*all->items[i], Kind::text, "a key of planner_data", path_).text];
-      for (const PickleValue* part : expect(*all->items[i + 1], Kind::tuple, "a path of planner_data", path_).items)
+      const auto& parts = expect(*all->items[i + 1], Kind::tuple, "a path of planner_data", path_).items;
+      if (parts.empty() || parts.size() > max_keys) fail(path_, str("a path of ", parts.size(), " keys"), str("1 to ", max_keys), remedy);
+      for (const PickleValue* part : parts)
         path.push_back(part->kind == Kind::integer ? str(part->integer) : expect(*part, Kind::text, "a path of planner_data", path_).text);
     }
     return out;
