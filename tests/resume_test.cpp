@@ -39,6 +39,21 @@ TEST_F(Resume, AfterTheDeathOfARank) {
   EXPECT_EQ(outcome("alone"), outcome("whole")) << "two ranks, resumed by one";
 }
 
+// The command stays as it is; the accumulation steps follow from the checkpoint.
+TEST_F(Resume, AutoOnAnotherNumberOfRanks) {
+  well(run(tessera(long_training("whole", 6))));
+  const Words more = saving_ + Words{"--fsdp_state_dict_type", "SHARDED_STATE_DICT", "--resume_from_checkpoint", "auto"};
+  Program program(mpiexec(3, long_training("killed", 2, more)));
+  wait_for(program, "killed/checkpoint-40");
+  kill(rank_with(path("killed"), 1), SIGKILL);
+  EXPECT_NE(program.wait(20).code, 0);
+  EXPECT_FALSE(file_exists(path("killed/adapter_model.safetensors")));
+
+  const Ended resumed = well(run(mpiexec(2, long_training("killed", 2, more))));
+  expect_contains(resumed.err, "--gradient_accumulation_steps 3 keeps the 6 micro-batches of a step");
+  EXPECT_EQ(outcome("killed"), outcome("whole"));
+}
+
 TEST_F(Resume, AfterSigintOfOneRank) {
   run_whole();
   Program program(tessera(long_training("stopped", 4, saving_)));

@@ -18,6 +18,8 @@ void together(Comm& comm, const std::function<void()>& part) {
   std::string error;
   try {
     part();
+  } catch (const RankLost&) {
+    throw;
   } catch (const Error& e) {
     error = e.what();
   }

@@ -117,6 +117,8 @@ void write_tensors(const OutputSource& from, const std::string& path, const std:
     };
     try {
       write_safetensors(path, tensors, metadata, bytes_of);
+    } catch (const RankLost&) {
+      throw;
     } catch (const Error&) {
       error = std::current_exception();
     }
