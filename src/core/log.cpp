@@ -6,11 +6,13 @@
 #include <cstdio>
 #include <cstring>
 
+#include "core/shown.h"
 #include "core/text.h"
 
 namespace tessera {
 namespace {
 thread_local int log_rank = 0, log_size = 1;
+constexpr size_t longest = size_t(1) << 16;
 
 spdlog::logger& logger() {
   static const auto instance = [] {
@@ -38,12 +40,14 @@ void set_log_rank(int rank, int size) { log_rank = rank, log_size = size; }
 bool speaks() { return log_rank == 0; }
 
 void say(const std::string& line) {
-  if (speaks()) logger().info(line);
+  if (speaks()) logger().info(shown(line, longest));
 }
 void warn(const std::string& line) {
-  if (speaks()) logger().warn("warning: {}", line);
+  if (speaks()) logger().warn("warning: {}", shown(line, longest));
 }
-void complain(const std::string& line) { logger().error("{}{}", log_size > 1 ? str("[rank ", log_rank, "] ") : std::string(), line); }
+void complain(const std::string& line) {
+  logger().error("{}{}", log_size > 1 ? str("[rank ", log_rank, "] ") : std::string(), shown(line, longest));
+}
 
 size_t resident_bytes() { return status_bytes("VmRSS"); }
 size_t peak_resident_bytes() { return status_bytes("VmHWM"); }
