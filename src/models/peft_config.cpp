@@ -11,6 +11,7 @@ namespace tessera {
 namespace {
 
 constexpr const char* file_of_config = "adapter_config.json";
+constexpr double most_whole = 1 << 20;            // of ranks and layers
 constexpr const char* layout_version = "0.21.2";  // of PEFT, whose key list is written
 
 // Every key that PEFT 0.21 writes and this program does not use, with PEFT's default.
@@ -84,8 +85,9 @@ class ConfigReader {
 };
 
 int64_t ConfigReader::whole(const std::string& key, const Json& v, int64_t least) const {
-  const bool fits = v.is_number() && std::abs(v.get<double>()) < 1e15 && v.get<double>() == std::floor(v.get<double>());
-  if (!fits || v.get<double>() < double(least)) refuse(key, v, str("a whole number from ", least));
+  const double given = v.is_number() ? v.get<double>() : -1;
+  if (!(given >= double(least) && given <= most_whole && given == std::floor(given)))
+    refuse(key, v, str("a whole number from ", least, " to ", int64_t(most_whole)));
   return int64_t(v.get<double>());
 }
 

@@ -1,18 +1,18 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
-#include <regex>
 #include <set>
 
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
 #include "models/peft.h"
+#include "models/peft_regex.h"
 
 namespace tessera {
 namespace {
 
-const std::string target_key = "target_modules";
+const std::string target_key = "target_modules", pattern_key = "layers_pattern";
 
 bool names_module(const std::string& entry, const std::string& path) { return path == entry || ends_with(path, "." + entry); }
 
@@ -30,38 +30,29 @@ std::string nearest_module(const std::string& entry, const std::vector<std::stri
   return part.empty() ? nearest(entry, linear) : part;
 }
 
-std::regex compiled(const std::string& key, const std::string& expression) {
-  try {
-    return std::regex(expression);
-  } catch (const std::regex_error& e) {
-    fail(key, "the expression " + expression + ": " + e.what(), "a regular expression without named groups, look-behind and inline flags",
-         "write it more simply, or list the names");
-  }
-}
-
 // A ModuleNames ready to be asked many times.
 class Matcher {
  public:
   Matcher(const std::string& key, const ModuleNames& names) : names_(names) {
-    if (names.regex) regex_ = compiled(key, names.entries.at(0));
+    if (names.regex) regex_.emplace(key, names.entries.at(0));
   }
   bool operator()(const std::string& path) const {
-    if (names_.regex) return std::regex_match(path, regex_);
+    if (names_.regex) return regex_->matches(path);
     if (names_.all_linear()) return path != "lm_head";
     return std::any_of(names_.entries.begin(), names_.entries.end(), [&](const auto& entry) { return names_module(entry, path); });
   }
 
  private:
   const ModuleNames& names_;
-  std::regex regex_;
+  std::optional<PeftRegex> regex_;
 };
 
 // layers_to_transform: the number behind layers_pattern, or the first number that is a whole part of the path.
 class LayerFilter {
  public:
   explicit LayerFilter(const PeftConfig& c) : config_(c) {
-    if (c.layers_pattern.empty()) expressions_.emplace_back(".*\\.[^.]*\\.(\\d+)\\.");
-    for (const auto& pattern : c.layers_pattern) expressions_.push_back(compiled("layers_pattern", ".*\\." + pattern + "\\.(\\d+)\\."));
+    if (c.layers_pattern.empty()) expressions_.emplace_back(pattern_key, ".*\\.[^.]*\\.(?<number>\\d+)\\.");
+    for (const auto& pattern : c.layers_pattern) expressions_.emplace_back(pattern_key, ".*\\." + pattern + "\\.(?<number>\\d+)\\.");
   }
   // A path that is itself an entry of the list is not filtered, as in PEFT.
   bool operator()(const std::string& path) const {
@@ -72,15 +63,14 @@ class LayerFilter {
     return layer && std::find(layers.begin(), layers.end(), *layer) != layers.end();
   }
   std::optional<int64_t> layer_of(const std::string& path) const {
-    std::smatch match;
     for (const auto& expression : expressions_)
-      if (std::regex_search(path, match, expression, std::regex_constants::match_continuous)) return std::stoll(match[1]);
+      if (const auto number = expression.number(path)) return number;
     return std::nullopt;
   }
 
  private:
   const PeftConfig& config_;
-  std::vector<std::regex> expressions_;
+  std::vector<PeftRegex> expressions_;
 };
 
 // rank_pattern and alpha_pattern: the first key that is the end of the path, from a dot on.
@@ -88,16 +78,16 @@ template <class T>
 class PatternTable {
  public:
   PatternTable(const std::string& key, const std::vector<std::pair<std::string, T>>& rows) {
-    for (const auto& [expression, value] : rows) rows_.emplace_back(compiled(key, "(.*\\.)?(" + expression + ")"), value);
+    for (const auto& [expression, value] : rows) rows_.emplace_back(PeftRegex(key, "(.*\\.)?(" + expression + ")"), value);
   }
   T value(const std::string& path, T otherwise) const {
     for (const auto& [expression, value] : rows_)
-      if (std::regex_match(path, expression)) return value;
+      if (expression.matches(path)) return value;
     return otherwise;
   }
 
  private:
-  std::vector<std::pair<std::regex, T>> rows_;
+  std::vector<std::pair<PeftRegex, T>> rows_;
 };
 
 void check_targets(const ModuleNames& targets, const std::vector<std::string>& linear) {

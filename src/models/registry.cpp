@@ -13,6 +13,11 @@ constexpr std::array families{
     Family{"mistral", read_mistral},
     Family{"qwen2", read_qwen2},
 };
+// The library converts an unsigned value beyond 63 bits to a negative one.
+bool is_within(const nlohmann::ordered_json& v, int64_t least, int64_t most) {
+  if (!v.is_number_integer() || (v.is_number_unsigned() && v.get<uint64_t>() > uint64_t(INT64_MAX))) return false;
+  return v.get<int64_t>() >= least && v.get<int64_t>() <= most;
+}
 }  // namespace
 
 const Family& find_family(const ConfigReader& config) {
@@ -32,16 +37,16 @@ void ConfigReader::refuse(const char* key, const std::string& given, const std::
   fail(str(where_, ", key ", key), given, allowed, remedy);
 }
 
-int64_t ConfigReader::integer(const char* key, int64_t least) const {
-  const std::string allowed = str("an integer >= ", least), remedy = "take config.json from the model's own folder";
+int64_t ConfigReader::integer(const char* key, int64_t least, int64_t most) const {
+  const std::string allowed = str("an integer from ", least, " to ", most), remedy = "take config.json from the model's own folder";
   if (!has(key)) refuse(key, "absent", allowed, remedy);
   const auto& v = json_.at(key);
-  if (!v.is_number_integer() || v.get<int64_t>() < least) refuse(key, v.dump(), allowed, remedy);
+  if (!is_within(v, least, most)) refuse(key, v.dump(), allowed, remedy);
   return v.get<int64_t>();
 }
 
-int64_t ConfigReader::integer_or(const char* key, int64_t fallback, int64_t least) const {
-  return has(key) ? integer(key, least) : fallback;
+int64_t ConfigReader::integer_or(const char* key, int64_t fallback, int64_t least, int64_t most) const {
+  return has(key) ? integer(key, least, most) : fallback;
 }
 
 double ConfigReader::number(const char* key) const {
@@ -51,6 +56,14 @@ double ConfigReader::number(const char* key) const {
 }
 
 double ConfigReader::number_or(const char* key, double fallback) const { return has(key) ? number(key) : fallback; }
+
+double ConfigReader::positive(const char* key) const {
+  const double v = number(key);
+  if (!(v > 0)) refuse(key, json_.at(key).dump(), "a number above 0", "take config.json from the model's own folder");
+  return v;
+}
+
+double ConfigReader::positive_or(const char* key, double fallback) const { return has(key) ? positive(key) : fallback; }
 
 bool ConfigReader::flag_or(const char* key, bool fallback) const {
   if (!has(key)) return fallback;
@@ -66,12 +79,12 @@ std::string ConfigReader::text(const char* key) const {
 
 std::string ConfigReader::text_or(const char* key, const std::string& fallback) const { return has(key) ? text(key) : fallback; }
 
-std::vector<int64_t> ConfigReader::integers_or_none(const char* key) const {
+std::vector<int64_t> ConfigReader::ids_or_none(const char* key) const {
   std::vector<int64_t> out;
   if (!has(key)) return out;
   const auto& v = json_.at(key);
   const auto add = [&](const nlohmann::ordered_json& e) {
-    if (!e.is_number_integer()) refuse(key, e.dump(), "an integer or a list of integers", "correct the value");
+    if (!is_within(e, 0, INT32_MAX)) refuse(key, e.dump(), "a token id from 0, or a list of them", "correct the value");
     out.push_back(e.get<int64_t>());
   };
   if (v.is_array()) {

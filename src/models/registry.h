@@ -15,14 +15,17 @@ class ConfigReader {
   ConfigReader(const nlohmann::ordered_json& json, std::string where) : json_(json), where_(std::move(where)) {}
   bool has(const char* key) const;       // present and not null
   bool mentions(const char* key) const;  // present, perhaps null
-  int64_t integer(const char* key, int64_t least = 1) const;
-  int64_t integer_or(const char* key, int64_t fallback, int64_t least = 1) const;
+  // Without `most`: what fits 31 bits, so that products of two fit 64.
+  int64_t integer(const char* key, int64_t least = 1, int64_t most = INT32_MAX) const;
+  int64_t integer_or(const char* key, int64_t fallback, int64_t least = 1, int64_t most = INT32_MAX) const;
   double number(const char* key) const;
   double number_or(const char* key, double fallback) const;
+  double positive(const char* key) const;
+  double positive_or(const char* key, double fallback) const;
   bool flag_or(const char* key, bool fallback) const;
   std::string text(const char* key) const;
   std::string text_or(const char* key, const std::string& fallback) const;
-  std::vector<int64_t> integers_or_none(const char* key) const;  // a number or a list of numbers
+  std::vector<int64_t> ids_or_none(const char* key) const;  // a token id or a list of them
   const nlohmann::ordered_json& json() const { return json_; }
   const std::string& where() const { return where_; }
   [[noreturn]] void refuse(const char* key, const std::string& given, const std::string& allowed, const std::string& remedy) const;
