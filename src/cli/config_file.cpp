@@ -11,6 +11,9 @@
 namespace tessera {
 namespace {
 
+constexpr size_t most_bytes = size_t(1) << 20, most_entries = 10'000;
+constexpr int most_levels = 8;  // of maps: each adds a part to a name, and no option has so many
+
 class Reader {
  public:
   Reader(const std::string& path, FieldList& fields) : path_(path), fields_(fields) {
@@ -19,29 +22,35 @@ class Reader {
   }
 
   std::vector<Given> read() {
-    YAML::Node root;
+    const std::string text = read_file(path_);
+    if (text.size() > most_bytes) fail(path_, str(text.size(), " bytes"), str("up to ", most_bytes, " bytes"), "name a configuration file");
     try {
-      root = YAML::Load(read_file(path_));
+      const YAML::Node root = YAML::Load(text);
+      if (!root.IsMap()) fail(path_, "holds no names", "a YAML file of lines \"name: value\"", "write one option per line");
+      visit(root, "", 1);
     } catch (const YAML::Exception& e) {
       fail(at(e.mark), e.msg, "a YAML file of lines \"name: value\"", "correct this line");
     }
-    if (!root.IsMap()) fail(path_, "holds no names", "a YAML file of lines \"name: value\"", "write one option per line");
-    visit(root, "");
     return std::move(given_);
   }
 
  private:
   std::string at(const YAML::Mark& mark) const { return mark.is_null() ? path_ : str(path_, " line ", mark.line + 1); }
 
-  void visit(const YAML::Node& map, const std::string& prefix) {
+  // An alias of YAML can stand for any number of others, or for what holds it: what is visited is counted.
+  void visit(const YAML::Node& map, const std::string& prefix, int level) {
     for (const auto& entry : map) {
-      const auto key = entry.first.as<std::string>();
+      if (level > most_levels || ++visited_ > most_entries)
+        fail(at(entry.first.Mark()), level > most_levels ? str("a map inside ", most_levels, " others") : "too many entries",
+             str("up to ", most_levels, " levels and ", most_entries, " entries"), "write one option per line, without aliases");
+      if (!entry.first.IsScalar()) fail(at(entry.first.Mark()), "a name that is no text", "lines \"name: value\"", "correct this line");
+      const std::string key = entry.first.Scalar();
       Given given;
       given.name = prefix + replace_all(key, "-", "_");
       given.where = str(at(entry.first.Mark()), ": ", prefix.empty() ? key : given.name);
       const bool known = fields_.find(given.name) || find_upstream_flag(given.name);
       if (entry.second.IsMap() && !known) {
-        visit(entry.second, given.name + "_");
+        visit(entry.second, given.name + "_", level + 1);
         continue;
       }
       if (!known) unknown_name(given, known_);
@@ -74,6 +83,7 @@ class Reader {
   FieldList& fields_;
   std::vector<std::string> known_;
   std::vector<Given> given_;
+  size_t visited_ = 0;
 };
 
 std::string yaml_value(const Field& f) {

@@ -6,6 +6,7 @@
 
 #include "cli/config.h"
 #include "core/error.h"
+#include "core/text.h"
 
 namespace tessera {
 namespace {
@@ -77,6 +78,26 @@ TEST_F(ConfigFile, ErrorsNameFileLineAndNearestName) {
   expect_error("- a\n- b\n", {path_, "holds no names"});
   expect_error("model: m\ndataset: d\npacking: true\n", {"line 3: packing true", "not yet"});
   EXPECT_THROW(parse_train({"--config", path_ + ".absent"}), Error);
+}
+
+// Aliases of YAML can make a small file stand for more than fits in memory, or for itself.
+TEST_F(ConfigFile, BombsAreRefused) {
+  std::string bomb = "a: &a {}\n";
+  for (char c = 'b'; c < 'm'; ++c) {
+    bomb += str(c, ": &", c, " {");
+    for (int i = 0; i < 9; ++i) bomb += str(i ? ", " : "", "x", i, ": *", char(c - 1));
+    bomb += "}\n";
+  }
+  expect_error(bomb, {path_, "without aliases"});
+  expect_error("x: &a\n  y: *a\n", {path_, "a map inside 8 others"});
+  expect_error("a: " + std::string(100'000, '['), {path_, "line 1"});
+  expect_error("a: " + replace_all(std::string(10'000, '{'), "{", "{a: "), {path_, "line 1"});
+  std::string blocks;
+  for (int i = 0; i < 900; ++i) blocks += std::string(size_t(i), ' ') + "a:\n";
+  expect_error(blocks, {path_});
+  expect_error("# " + std::string(2'000'000, 'x') + "\nmodel: m\n", {path_, "up to 1048576 bytes"});
+  expect_error("? {a: b}\n: c\n", {path_, "line 1", "a name that is no text"});
+  expect_error("[a]: c\n", {path_, "line 1"});
 }
 
 TEST_F(ConfigFile, ResolvedConfigurationsReadBackTheSame) {

@@ -4,6 +4,7 @@
 #include "cli/config.h"
 #include "cli/upstream.h"
 #include "core/error.h"
+#include "core/shown.h"
 #include "core/text.h"
 
 namespace tessera {
@@ -220,6 +221,14 @@ void check_known(FieldList& fields, const std::vector<Given>& line) {
     if (!fields.find(g.name) && !find_upstream_flag(g.name)) unknown_name(g, known);
 }
 
+// The configuration is written to tessera.yaml, checkpoints and adapter_config.json, where no secret may be.
+void refuse_secrets(const FieldList& fields) {
+  for (const auto& f : fields)
+    if (has_secret(f.text()))
+      fail(str("--", f.name()), "the value holds what looks like an access token or a password", "values that may be written to files",
+           "leave it out, and make the token invalid if others may have seen it");
+}
+
 void note_repeated(FieldList& fields, const std::vector<Given>& line, Notices& notices) {
   for (size_t i = 0; i < line.size(); ++i)
     for (size_t j = i + 1; j < line.size(); ++j)
@@ -268,6 +277,9 @@ TrainArguments parse_train(const Arguments& args, bool without_rows) {
     out.notices.insert(out.notices.begin(),
                        str("defaults of ", column, ", as ", said(said("defaults") ? "defaults" : "model")->where, " asks"));
   out.notices.insert(out.notices.end(), upstream.begin(), upstream.end());
+  if (without_rows && c.dataset.empty()) c.dataset = "none";
+  if (c.keep_layers != "auto" && (c.keep_layers.size() > 6 || c.keep_layers.find_first_not_of("0123456789") != std::string::npos))
+    fail("--keep_layers", str("\"", c.keep_layers, "\""), "auto, or a number of layers from 0", "give one of them");
   resolve_train_type(c, spelled, said, out.notices);
   note_unused(c, fields, said, out.notices);
   if (has_adapter(c.train_type)) note_peft_example(all, said, out.notices);
@@ -276,10 +288,8 @@ TrainArguments parse_train(const Arguments& args, bool without_rows) {
   resolve_schedule(c, spelled, said, out.notices);
   resolve_strategies(c, spelled, said, out.notices);
   check_needed(fields);
+  refuse_secrets(fields);
   out.world_size = std::max<int64_t>(0, spelled.world_size);
-  if (without_rows && c.dataset.empty()) c.dataset = "none";
-  if (c.keep_layers != "auto" && (c.keep_layers.size() > 6 || c.keep_layers.find_first_not_of("0123456789") != std::string::npos))
-    fail("--keep_layers", str("\"", c.keep_layers, "\""), "auto, or a number of layers from 0", "give one of them");
   return out;
 }
 
