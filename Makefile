@@ -7,6 +7,7 @@
 #   make asan         the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make fuzz SECONDS=30   every reader of foreign files under libFuzzer and both sanitizers (clang 14), so long for each
 #   make what-fits  docs/what_fits.md from `tessera plan`; SHAPES=folder of folders with a config.json
+#   make torture      kills ranks of a tiny run at random moments, KILLS times (1,000), and prints the figures; SEED=.. for others
 #   make model        trains the bundled model again from random weights (examples/tiny)
 #   make format check-format budget
 BUILD ?= build
@@ -15,10 +16,14 @@ PACKAGES = g++ cmake ninja-build libdnnl-dev libhwy-dev libmpich-dev mpich libya
   libspdlog-dev libfmt-dev libpcre2-dev libssl-dev
 TEST_PACKAGES = libgtest-dev clang-format-14 python3
 BENCH_PACKAGES = libbenchmark-dev python3
+FUZZ_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev python3
 BENCH_ARGS ?=
+SECONDS ?= 30
 TINY = examples/tiny
+KILLS ?= 1000
+SEED ?= 1
 
-.PHONY: quickstart test build packages test-packages bench unit asan model format check-format budget clean
+.PHONY: quickstart test build packages test-packages bench unit asan fuzz torture model format check-format budget clean
 
 build: packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF
@@ -47,11 +52,26 @@ asan: test-packages
 	cmake --build $(BUILD)-asan -j $(JOBS)
 	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(BUILD)-asan --output-on-failure -j $(JOBS) -L unit
 
+fuzz: packages
+	@scripts/packages.sh $(FUZZ_PACKAGES)
+	cmake -S . -B $(BUILD)-fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=clang++-14 -DTESSERA_TESTS=OFF -DTESSERA_FUZZ=ON
+	cmake --build $(BUILD)-fuzz -j $(JOBS) --target fuzz
+	@scripts/fuzz.py --build $(BUILD)-fuzz --seconds $(SECONDS) --jobs $(JOBS)
+
+torture: test-packages
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON
+	cmake --build $(BUILD) -j $(JOBS) --target e2e_test
+	TESSERA_KILLS=$(KILLS) TESSERA_SEED=$(SEED) $(BUILD)/tests/e2e_test --gtest_filter=KillLoop.*
+
 quickstart: build
 	@scripts/quickstart.sh $(BUILD)/tessera $(TINY)
 
 model: build
 	@scripts/make_tiny_model.sh $(BUILD)/tessera $(TINY)
+
+SHAPES ?= ../shared/models/shapes
+what-fits: build
+	@scripts/what_fits.py $(BUILD)/tessera $(SHAPES)
 
 format:
 	@git ls-files -co --exclude-standard '*.h' '*.cpp' | xargs clang-format-14 -i
@@ -61,10 +81,6 @@ check-format:
 
 budget:
 	@python3 scripts/budget.py
-SHAPES ?= ../shared/models/shapes
-what-fits: build
-	@scripts/what_fits.py $(BUILD)/tessera $(SHAPES)
-
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan out
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-fuzz out
