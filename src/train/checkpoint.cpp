@@ -116,6 +116,7 @@ void clear_later_checkpoints(const std::string& output, const std::optional<Resu
 }
 
 void start_from_checkpoint(ModelRequest& r, const std::string& folder) {
+  r.values = !r.train_base;  // else all of them come from the checkpoint
   if (r.train_base) return;
   PeftConfig peft = read_peft_config(folder);
   peft.dropout = r.peft.dropout;

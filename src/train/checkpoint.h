@@ -26,7 +26,7 @@ int64_t accumulation_steps(const Resumed&, int64_t asked, int ranks);
 // fresh run (nothing resumed) refuses any, a resumed one removes them.
 void clear_later_checkpoints(const std::string& output, const std::optional<Resumed>&);
 
-// The shape of the model's adapter comes from the checkpoint; its values are read later, by load_state.
+// The shape of an adapter comes from the checkpoint, and all that trains: those values are read later, by load_state.
 void start_from_checkpoint(ModelRequest&, const std::string& folder);
 // What this rank owns of the values; with an optimizer also of its states. Collective.
 void load_state(LoadedModel&, Optimizer*, const std::string& folder);

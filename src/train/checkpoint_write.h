@@ -24,7 +24,8 @@ StateOf live_state(LoadedModel&, const Optimizer&);
 class Snapshot {
  public:
   Snapshot(const StateOf& live, int units, Backend&);
-  void take();  // copies the live state
+  void commit();  // makes the system give the memory now, which else the first copy waits for
+  void take();    // copies the live state
   Share share(size_t state, int unit) const;
 
  private:

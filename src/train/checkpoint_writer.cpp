@@ -16,7 +16,10 @@ bool writes_beside(const TrainConfig& c) {
 
 CheckpointWriter::CheckpointWriter(LoadedModel& m, const Optimizer& optimizer, SaveOptions options, bool asynchronous)
     : model_(m), options_(std::move(options)), asynchronous_(asynchronous), live_(live_state(m, optimizer)) {
-  if (asynchronous_) own_ = m.comm.split(0, m.comm.rank());
+  if (!asynchronous_) return;
+  own_ = m.comm.split(0, m.comm.rank());
+  snapshot_.emplace(live_, m.sharded.units(), m.backend);
+  committed_ = std::async(std::launch::async, [this] { snapshot_->commit(); });
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -45,7 +48,7 @@ void CheckpointWriter::save(CheckpointManifest facts) {
     result_ = done.get_future();
     return;
   }
-  if (!snapshot_) snapshot_.emplace(live_, model_.sharded.units(), model_.backend);
+  committed_.wait();
   snapshot_->take();
   result_ = std::async(std::launch::async, [this, facts = std::move(facts)] {
     set_log_rank(own_->rank(), own_->size());

@@ -44,6 +44,7 @@ class CheckpointWriter {
   const StateOf live_;
   std::unique_ptr<Comm> own_;
   std::optional<Snapshot> snapshot_;
+  std::future<void> committed_;  // the snapshot's memory
   std::shared_future<Outcome> result_;
 };
 
