@@ -181,13 +181,13 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program)
   if (comm.rank() == 0) {
     make_folder(c.output_dir);
     clear_later_checkpoints(c.output_dir, resumed_);
-    write_file_atomic(c.output_dir + "/plan.json", plan_json(config_, plan));
   }
   comm.barrier();
   model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
   optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
   if (resumed_) load_state(*model_, &*optimizer_, resumed_->folder);
   writer_.emplace(*model_, *optimizer_, SaveOptions{c.output_dir, c.save_total_limit, c.output_dir + "/train.jsonl"}, writes_beside(c));
+  if (comm.rank() == 0) write_file_atomic(c.output_dir + "/plan.json", plan_json(config_, plan));
 }
 
 // Hashes are known to rank 0 alone: it writes and it compares.
