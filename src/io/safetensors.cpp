@@ -50,15 +50,16 @@ const FormatDtype& format_dtype(const std::string& name, const std::string& wher
 
 bool multiply_fits(uint64_t& product, uint64_t factor) { return !__builtin_mul_overflow(product, factor, &product); }
 
-// Bytes of a tensor; nothing when the number does not fit 63 bits or the bits do not fill whole bytes.
+// Bytes of a tensor; nothing when elements or bytes do not fit their numbers, or the bits do not fill whole bytes. Sizes beside a 0 are
+// held to the same bound, so that they may be multiplied in any order.
 std::optional<uint64_t> byte_size(const std::vector<int64_t>& shape, uint64_t bits) {
-  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
-  uint64_t product = bits;
+  uint64_t elements = 1;
   for (const int64_t size : shape) {
-    if (!multiply_fits(product, uint64_t(size))) return std::nullopt;
+    if (size && (!multiply_fits(elements, uint64_t(size)) || elements > uint64_t(INT64_MAX))) return std::nullopt;
   }
-  if (product % 8) return std::nullopt;
-  return product / 8;
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
+  if (!multiply_fits(elements, bits) || elements % 8) return std::nullopt;
+  return elements / 8;
 }
 
 // The checks of one file's header, each with an error that names the file and the tensor.
@@ -189,6 +190,11 @@ void HeaderReader::check_cover(std::vector<StoredTensor> tensors) const {
   if (rest) refuse(str(rest, " bytes at its end belong to no tensor"), str("a file of ", file_.size() - rest, " bytes"));
 }
 
+// A name without a folder: what lies behind a folder's name could be a link to anywhere.
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find_first_of(std::string_view("/\0", 2)) == std::string::npos;
+}
+
 // weight_map of an index: tensor -> shard. Shards stay inside the folder.
 std::map<std::string, std::string> read_index(const std::string& path) {
   const Json index = read_json(path);
@@ -199,9 +205,9 @@ std::map<std::string, std::string> read_index(const std::string& path) {
   for (const auto& [tensor, shard] : index["weight_map"].items()) {
     if (!shard.is_string()) fail(path, tensor + ": " + shard.dump(), "the name of a file", fetch_again);
     const auto& file = shard.get_ref<const std::string&>();
-    const auto parts = split(file, '/');
-    if (file.empty() || file[0] == '/' || std::find(parts.begin(), parts.end(), "..") != parts.end()) {
-      fail(path, tensor + ": file \"" + file + "\"", "a file inside the model's folder", "do not load this model, or correct the index");
+    if (!is_plain_name(file)) {
+      fail(path, tensor + ": file \"" + file + "\"", "the name of a file in the model's folder",
+           "do not load this model, or correct the index");
     }
     out.emplace(tensor, file);
   }
