@@ -143,7 +143,7 @@ const std::vector<Column>& columns() {
       {"gathered", {"gathered weights", "gathered trainable values"}},
       {"saved", {"saved activations"}},
       {"logits", {"logits and loss"}},
-      {"snapshot", {"checkpoint snapshot"}},
+      {"saving", {"checkpoint snapshot", "gathered for saving"}},
       {"scratch", {}}};
   return rows;
 }

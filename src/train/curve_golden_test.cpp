@@ -43,10 +43,12 @@ TrainConfig curve_config(const Curve& curve, const GoldenJson& facts, const std:
   return c;
 }
 
+// Those of steps; a save has a line of its own.
 std::vector<GoldenJson> log_lines(const std::string& folder) {
   std::vector<GoldenJson> out;
   std::istringstream lines(read_file(folder + "/train.jsonl"));
-  for (std::string line; std::getline(lines, line);) out.push_back(GoldenJson::parse(line));
+  for (std::string line; std::getline(lines, line);)
+    if (GoldenJson step = GoldenJson::parse(line); step.contains("loss")) out.push_back(std::move(step));
   return out;
 }
 

@@ -288,6 +288,7 @@ void Run::after_step() {
 
 void Run::save() {
   const Doing saving(Activity::saving);
+  backend_->ledger().enter("save");
   const auto start = std::chrono::steady_clock::now();
   report_save();
   CheckpointManifest& m = facts_;

@@ -70,9 +70,20 @@ std::vector<TensorToWrite> gather_adapter(const OutputSource& from, std::vector<
   return out;
 }
 
+Charge charge_gathering(const OutputSource& from) {
+  return Charge(from.model.backend.ledger(), "gathered for saving", gather_bytes(from.model, from.comm));
+}
+
 constexpr const char* peft_prefix = "base_model.model.";
 
 }  // namespace
+
+size_t gather_bytes(const LoadedModel& m, const Comm& comm) {
+  if (comm.size() == 1) return 0;
+  int64_t all = 0, largest = 0;
+  for (const UnitLayout& unit : m.model.units) all += unit.trainable, largest = std::max(largest, unit.trainable);
+  return size_t(comm.rank() == 0 && !m.request.train_base ? all : largest) * sizeof(float);
+}
 
 const float* gather_unit(Comm& comm, Share mine, std::vector<float>& storage) {
   const auto begins = gather_values(comm, int64_t(mine.range.begin)), ends = gather_values(comm, int64_t(mine.range.end));
@@ -93,6 +104,7 @@ OutputSource masters_of(LoadedModel& m) {
 
 void write_tensors(const OutputSource& from, const std::string& path, const std::vector<TensorStream>& streams, Dtype dtype,
                    const std::map<std::string, std::string>& metadata) {
+  const Charge gathered = charge_gathering(from);
   const auto entries = entries_of(from.model.model, streams);
   GatheredUnit unit(from.comm, streams);
   auto next = entries.begin();  // every rank gathers all of them in this order, also when rank 0 cannot write
@@ -128,6 +140,7 @@ void write_tensors(const OutputSource& from, const std::string& path, const std:
 }
 
 void write_adapter(const OutputSource& from, const std::string& folder, bool fsdp_qlora_file) {
+  const Charge gathered = charge_gathering(from);
   std::vector<std::vector<float>> storage;
   std::vector<TensorToWrite> tensors = gather_adapter(from, storage);
   if (from.comm.rank() != 0) return;

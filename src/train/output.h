@@ -23,6 +23,10 @@ using ShareOf = std::function<Share(int unit)>;
 // The whole array of a unit (UnitLayout::trainable). Points into the share when every rank has everything, else into `storage`.
 const float* gather_unit(Comm&, Share mine, std::vector<float>& storage);
 
+// What is held beside the state while a rank of this group writes: all adapters, or one gathered unit. In the ledger: "gathered for
+// saving".
+size_t gather_bytes(const LoadedModel&, const Comm&);
+
 struct TensorStream {
   std::string prefix;  // before the tensor's name in the file
   ShareOf share;

@@ -33,6 +33,8 @@ struct StepCost {
   double flops = 0, bytes = 0, seconds = 0, gathered = 0, reduced = 0;
 };
 
+bool saves(const TrainConfig& c) { return c.save_model || c.save_strategy != "no"; }
+
 Plan dry_run_here(const TrainConfig& c, const PlanMachine& machine, Keeping keeping, int rank) {
   set_log_rank(1, 2);  // says nothing
   Profile profile(rank);
@@ -46,8 +48,6 @@ Plan dry_run_here(const TrainConfig& c, const PlanMachine& machine, Keeping keep
   if (machine.own_memory) request.frozen_place = FrozenPlace::gathered;
   LoadedModel m(request, comm, backend);
   Optimizer optimizer(m.model, m.sharded, backend, {});
-  std::optional<Snapshot> snapshot;
-  if (writes_beside(c)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), backend);
   traffic.gathered = traffic.reduced = 0;
 
   const Batch batch = full_batch(c, c.batch_size);
@@ -56,14 +56,21 @@ Plan dry_run_here(const TrainConfig& c, const PlanMachine& machine, Keeping keep
     return StepCost{0, 0, 0, double(traffic.gathered.exchange(0)), double(traffic.reduced.exchange(0))};
   };
   Plan plan;
+  std::optional<Snapshot> snapshot;
+  Charge gathered;
   {
     const ProfileStep step(1);
     m.sharded.zero_gradients();
-    const StepCost first = micro_batch(), later = micro_batch();
+    const StepCost first = micro_batch();
+    optimizer.step(1, c.lr, 1);
+    backend.ledger().enter("save");
+    if (writes_beside(c)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), backend);
+    gathered = Charge(backend.ledger(), "gathered for saving", saves(c) ? gather_bytes(m, comm) : 0);
+    if (!snapshot) gathered = Charge();  // else the next step is computed meanwhile
+    const StepCost later = micro_batch();
     const double more = double(c.gradient_accumulation_steps - 1);
     plan.gathered = first.gathered + more * later.gathered;
     plan.reduced = first.reduced + more * later.reduced;
-    optimizer.step(1, c.lr, 1);
   }
   if (!c.eval_dataset.empty()) m.pass.evaluate(batch);
   const StepProfile step = profile.average();

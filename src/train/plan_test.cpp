@@ -10,7 +10,9 @@
 #include "core/text.h"
 #include "io/file.h"
 #include "testing/test_folder.h"
+#include "train/checkpoint_writer.h"
 #include "train/optimizer.h"
+#include "train/output.h"
 #include "train/train_test.h"
 
 namespace tessera {
@@ -52,6 +54,7 @@ Case random_case(uint64_t seed, const std::string& model) {
   c.config.lora_dropout = one_of<double>(random, {0.0, 0.1});
   c.config.batch_size = one_of<int64_t>(random, {1, 2, 3});
   c.config.context_length = one_of<int64_t>(random, {8, 33, 64});
+  c.config.save_steps = one_of<int64_t>(random, {0, 1});
   c.config.eval_dataset = one_of<const char*>(random, {"", "rows"});
   c.machine.ranks = one_of<int>(random, {1, 2, 3, 4});
   c.machine.own_memory = random() % 2;
@@ -66,6 +69,16 @@ Batch full_rows(const TrainConfig& c) {
   return collate(std::vector<const Example*>(size_t(c.batch_size), &row));
 }
 
+void write_adapter_or_model(LoadedModel& m, Comm& comm) {
+  const TestFolder folder;
+  if (m.request.train_base) {
+    write_tensors(masters_of(m), folder / "model.safetensors", {{"", masters_of(m).values}}, Dtype::f32, {});
+  } else {
+    write_adapter(masters_of(m), folder / "adapter", false);
+  }
+  comm.barrier();
+}
+
 std::vector<Ledger::Peak> run(const Case& c, Comm& comm) {
   const auto backend = make_backend("cpu", 1);
   ModelRequest request = model_request(c.config);
@@ -74,9 +87,16 @@ std::vector<Ledger::Peak> run(const Case& c, Comm& comm) {
   LoadedModel m(request, comm, *backend);
   Optimizer optimizer(m.model, m.sharded, *backend, {});
   const Batch batch = full_rows(c.config);
-  for (int i = 0; i < 2; ++i) m.pass.train(batch, 1e-3f);
-  const float norm = optimizer.gradient_norm();
-  optimizer.step(1, 1e-3, norm);
+  m.sharded.zero_gradients();
+  m.pass.train(batch, 1e-3f);
+  optimizer.step(1, 1e-3, optimizer.gradient_norm());
+  backend->ledger().enter("save");
+  std::optional<Snapshot> snapshot;
+  if (writes_beside(c.config)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), *backend);
+  if (!snapshot) write_adapter_or_model(m, comm);
+  std::optional<Charge> writing;  // what the writer's thread holds at its own time
+  if (snapshot) writing.emplace(backend->ledger(), "gathered for saving", gather_bytes(m, comm));
+  m.pass.train(batch, 1e-3f);
   if (!c.config.eval_dataset.empty()) m.pass.evaluate(batch);
   return backend->ledger().peaks();
 }
