@@ -16,6 +16,7 @@ namespace tessera {
 namespace {
 
 constexpr const char* adapter_config = "adapter_config.json";
+constexpr int64_t stretch = int64_t(1) << 22;  // elements of a mapped file that are in memory at once
 
 // Removes the folder unless it got its final name.
 class TemporaryFolder {
@@ -72,9 +73,12 @@ std::vector<TensorSource> sources_of(const CheckpointReader& reader, const std::
   std::vector<TensorSource> out;
   for (const auto& [name, shape] : reader.tensors())
     out.push_back({prefix + name, Dtype::f32, shape, [&reader, name](std::span<std::byte> to) {
+                     auto* out = reinterpret_cast<float*>(to.data());
                      const auto count = int64_t(to.size() / sizeof(float));
-                     reader.read("values", name, 0, count, reinterpret_cast<float*>(to.data()));
-                     reader.forget_pages();
+                     for (int64_t at = 0; at < count; at += stretch) {
+                       reader.read("values", name, at, std::min(stretch, count - at), out + at);
+                       reader.forget_pages();
+                     }
                    }});
   return out;
 }
