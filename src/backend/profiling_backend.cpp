@@ -53,12 +53,9 @@ Operation product(const Product& p) {
 
 // Pairs of a query and a key it may see, as if no row held several documents: causal, within the window.
 double visible_pairs(int64_t queries, int64_t keys, int64_t window) {
-  double pairs = 0;
-  for (int64_t i = 0; i < queries; ++i) {
-    const int64_t seen = keys - queries + i + 1;
-    pairs += double(window ? std::min(seen, window) : seen);
-  }
-  return pairs;
+  const int64_t first = keys - queries + 1;  // seen by the first query; each next one sees one more, up to the window
+  const int64_t growing = window ? std::clamp<int64_t>(window - first + 1, 0, queries) : queries;
+  return double(growing) * (double(first) + double(growing - 1) / 2) + double(queries - growing) * double(window);
 }
 
 // `products`: of the size pairs x head width; two forward (scores, values), five backward (scores again, and four gradients).

@@ -77,7 +77,7 @@ struct FoundCheckpoint {
   int64_t step = 0;   // of the manifest; of a damaged one, of the name (-1: it has none)
   std::string fault;  // what is wrong with the manifest or the sizes; "" when it is valid
 };
-// Every folder checkpoint-* of `output` with a manifest, by rising step. Unfinished ones (.tmp, .old-*) are not looked at.
+// Every folder checkpoint-* of `output` with a manifest, by rising step. Unfinished ones (.tmp, .old-*, .gone-*) are not looked at.
 std::vector<FoundCheckpoint> list_checkpoints(const std::string& output);
 // Those of them that are valid.
 std::vector<FoundCheckpoint> valid_checkpoints(const std::string& output);

@@ -28,72 +28,93 @@ double seconds_of(const StepProfile& step, const ProfileLimits& speed) {
   return sum / plan_share_of_limit;
 }
 
-// What a step of this many micro-batches costs, from steps with one and with two.
-struct StepCost {
-  double flops = 0, bytes = 0, seconds = 0, gathered = 0, reduced = 0;
-};
-
 bool saves(const TrainConfig& c) { return c.save_model || c.save_strategy != "no"; }
 
-Plan dry_run_here(const TrainConfig& c, const PlanMachine& machine, Keeping keeping, int rank) {
-  set_log_rank(1, 2);  // says nothing
-  Profile profile(rank);
-  ProfilingBackend backend(std::make_unique<DryBackend>(), profile);
-  DryTraffic traffic;
-  DryComm comm(rank, machine.ranks, machine.nodes, traffic);
-  ModelRequest request = model_request(c);
-  request.values = false;
-  request.init = "random";
-  request.keeping = keeping;
-  if (machine.own_memory) request.frozen_place = FrozenPlace::gathered;
-  LoadedModel m(request, comm, backend);
-  Optimizer optimizer(m.model, m.sharded, backend, {});
-  traffic.gathered = traffic.reduced = 0;
+// Everything of a run that computes nothing, in the order it is made.
+struct DryRun {
+  DryRun(const TrainConfig& c, const PlanMachine& m, Keeping keeping, int rank)
+      : config(c),
+        machine(m),
+        profile(rank),
+        backend(std::make_unique<DryBackend>(), profile),
+        comm(rank, m.ranks, m.nodes, traffic),
+        model(request(keeping), comm, backend),
+        optimizer(model.model, model.sharded, backend, {}),
+        batch(full_batch(c, c.batch_size)) {}
+  Plan go();
 
-  const Batch batch = full_batch(c, c.batch_size);
-  const auto micro_batch = [&] {
-    m.pass.train(batch, 1);
-    return StepCost{0, 0, 0, double(traffic.gathered.exchange(0)), double(traffic.reduced.exchange(0))};
-  };
-  Plan plan;
+ private:
+  ModelRequest request(Keeping keeping) const;
+  void step();
+  void count_exchange(double times);
+
+  const TrainConfig& config;
+  const PlanMachine& machine;
+  Profile profile;
+  ProfilingBackend backend;
+  DryTraffic traffic;
+  DryComm comm;
+  LoadedModel model;
+  Optimizer optimizer;
+  const Batch batch;
   std::optional<Snapshot> snapshot;
-  Charge gathered;
-  {
-    const ProfileStep step(1);
-    m.sharded.zero_gradients();
-    const StepCost first = micro_batch();
-    optimizer.step(1, c.lr, 1);
-    backend.ledger().enter("save");
-    if (writes_beside(c)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), backend);
-    gathered = Charge(backend.ledger(), "gathered for saving", saves(c) ? gather_bytes(m, comm) : 0);
-    if (!snapshot) gathered = Charge();  // else the next step is computed meanwhile
-    const StepCost later = micro_batch();
-    const double more = double(c.gradient_accumulation_steps - 1);
-    plan.gathered = first.gathered + more * later.gathered;
-    plan.reduced = first.reduced + more * later.reduced;
-  }
-  if (!c.eval_dataset.empty()) m.pass.evaluate(batch);
-  const StepProfile step = profile.average();
-  for (const auto& row : step.operations) {
-    plan.flops += row.calls * row.operation.flops;
-    plan.bytes_moved += row.calls * row.operation.bytes;
-  }
+  Charge writing;
+  Plan plan;
+};
+
+ModelRequest DryRun::request(Keeping keeping) const {
+  ModelRequest r = model_request(config);
+  r.values = false;
+  r.init = "random";
+  r.keeping = keeping;
+  if (machine.own_memory) r.frozen_place = FrozenPlace::gathered;
+  return r;
+}
+
+void DryRun::count_exchange(double times) {
+  plan.gathered += times * double(traffic.gathered.exchange(0));
+  plan.reduced += times * double(traffic.reduced.exchange(0));
+}
+
+// A micro-batch, the optimizer, a save when there will be one, and a micro-batch beside it.
+void DryRun::step() {
+  const ProfileStep one(1);
+  model.sharded.zero_gradients();
+  traffic.gathered = traffic.reduced = 0;
+  model.pass.train(batch, 1);
+  count_exchange(1);
+  optimizer.step(1, config.lr, 1);
+  backend.ledger().enter("save");
+  if (writes_beside(config)) snapshot.emplace(live_state(model, optimizer), model.sharded.units(), backend);
+  writing = Charge(backend.ledger(), "gathered for saving", saves(config) ? gather_bytes(model, comm) : 0);
+  if (!snapshot) writing = Charge();  // else what follows is computed meanwhile
+  model.pass.train(batch, 1);
+  count_exchange(double(config.gradient_accumulation_steps - 1));
+}
+
+Plan DryRun::go() {
+  step();
+  if (!config.eval_dataset.empty()) model.pass.evaluate(batch);
   // Two micro-batches were run; the optimizer's part is small beside them.
-  const double scale = double(c.gradient_accumulation_steps) / 2;
-  plan.flops *= scale, plan.bytes_moved *= scale;
+  const double scale = double(config.gradient_accumulation_steps) / 2;
+  const StepProfile average = profile.average();
+  for (const auto& row : average.operations) {
+    plan.flops += scale * row.calls * row.operation.flops;
+    plan.bytes_moved += scale * row.calls * row.operation.bytes;
+  }
+  const Keeping kept = model.request.keeping;
   plan.machine = machine;
-  plan.keeping = {std::min<int64_t>(keeping.layers, int64_t(m.model.layers.size())), keeping.attention};
-  plan.layers = int64_t(m.model.layers.size());
-  plan.parameters = m.config.parameters();
-  plan.trains = m.model.trainable_parameters();
+  plan.layers = int64_t(model.model.layers.size());
+  plan.keeping = {std::min(kept.layers, plan.layers), kept.attention};
+  plan.parameters = model.config.parameters();
+  plan.trains = model.model.trainable_parameters();
   plan.phases = backend.ledger().peaks();
   plan.peak = backend.ledger().peak();
-  plan.tokens = c.batch_size * c.context_length * c.gradient_accumulation_steps * machine.ranks;
-  plan.compute_seconds = seconds_of(step, machine.speed) * scale;
-  plan.step_seconds = plan.compute_seconds;
+  plan.tokens = config.batch_size * config.context_length * config.gradient_accumulation_steps * machine.ranks;
+  plan.compute_seconds = plan.step_seconds = scale * seconds_of(average, machine.speed);
   if (machine.bytes_received > 0)
     plan.step_seconds = std::max(plan.compute_seconds, plan.gathered / machine.bytes_received) + plan.reduced / machine.bytes_received;
-  return plan;
+  return std::move(plan);
 }
 
 Plan larger(Plan a, Plan b) { return b.peak > a.peak ? std::move(b) : std::move(a); }
@@ -117,7 +138,12 @@ PlanMachine this_machine(Comm& comm, const Backend& backend) {
 
 // On a thread of its own, where no other profile is current and nothing is said.
 Plan dry_run(const TrainConfig& c, const PlanMachine& machine, Keeping keeping, int rank) {
-  return std::async(std::launch::async, [&] { return dry_run_here(c, machine, keeping, rank); }).get();
+  return std::async(std::launch::async,
+                    [&] {
+                      set_log_rank(1, 2);
+                      return DryRun(c, machine, keeping, rank).go();
+                    })
+      .get();
 }
 
 Plan make_plan(const TrainConfig& c, const PlanMachine& machine) {

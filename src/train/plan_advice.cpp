@@ -12,25 +12,30 @@ struct Asked {
   PlanMachine machine;
 };
 
-// With as little kept as the flags allow.
+// With as little kept as the flags allow; of the first rank. Others differ by a grain of each unit, some KiB.
 size_t least_memory(const Asked& a) {
   const Keeping keeping{a.config.gradient_checkpointing == "false" ? Keeping::all_layers : 0, false};
-  size_t most = dry_run(a.config, a.machine, keeping, 0).needed();
-  if (a.machine.ranks > 1) most = std::max(most, dry_run(a.config, a.machine, keeping, a.machine.ranks - 1).needed());
-  return most;
+  return dry_run(a.config, a.machine, keeping, 0).needed();
 }
 
 bool fits(const Asked& a) { return least_memory(a) <= a.machine.rank_memory; }
 
-// The largest n in [1, most] for which holds(n), which holds for all smaller ones as well; 0: none.
+// The largest n in [1, most] with memory(n) <= limit; 0: none. Memory grows with n, nearly in a line, so the next guess lies on the line
+// between what fits and what does not.
 template <class F>
-int64_t largest(int64_t most, F&& holds) {
-  int64_t good = 0, bad = 1;
-  while (bad <= most && holds(bad)) good = bad, bad *= 2;
-  bad = std::min(bad, most + 1);
+int64_t largest(int64_t most, size_t limit, F&& memory) {
+  int64_t good = 0, bad = most + 1;
+  double at_good = 0, at_bad = 0;
+  int64_t next = 1;
   while (good + 1 < bad) {
-    const int64_t middle = good + (bad - good) / 2;
-    (holds(middle) ? good : bad) = middle;
+    const double at = double(memory(next));
+    const bool fits = at <= double(limit);
+    (fits ? good : bad) = next;
+    (fits ? at_good : at_bad) = at;
+    const double share = (double(limit) - at_good) / std::max(1.0, at_bad - at_good);
+    const int64_t on_line = good + int64_t(share * double(bad - good)) + (fits ? 1 : 0);
+    next = at_bad == 0 ? std::min(2 * good, most) : std::clamp(on_line, good + 1, bad - 1);
+    if (at_bad == 0 && good == most) break;
   }
   return good;
 }
@@ -107,18 +112,18 @@ const std::vector<Change>& changes() {
 }  // namespace
 
 int64_t largest_batch(const TrainConfig& c, const PlanMachine& machine) {
-  return largest(4096, [&](int64_t n) {
+  return largest(4096, machine.rank_memory, [&](int64_t n) {
     Asked a{c, machine};
     a.config.batch_size = n;
-    return fits(a);
+    return least_memory(a);
   });
 }
 
 int64_t largest_context(const TrainConfig& c, const PlanMachine& machine) {
-  return 64 * largest(int64_t(1) << 13, [&](int64_t n) {
+  return 64 * largest(int64_t(1) << 13, machine.rank_memory, [&](int64_t n) {
            Asked a{c, machine};
            a.config.context_length = 64 * n;
-           return fits(a);
+           return least_memory(a);
          });
 }
 
