@@ -22,7 +22,9 @@ int64_t step_of(const std::string& name) {
   return number ? std::stoll(digits) : -1;
 }
 
-bool unfinished(const std::string& name) { return ends_with(name, ".tmp") || name.find(".old-") != std::string::npos; }
+bool unfinished(const std::string& name) {
+  return ends_with(name, ".tmp") || name.find(".old-") != std::string::npos || name.find(".gone-") != std::string::npos;
+}
 
 void check_sizes(const CheckpointManifest& m, const std::string& folder) {
   for (const auto& [name, facts] : m.files) {
