@@ -40,7 +40,9 @@ struct DryRun {
         comm(rank, m.ranks, m.nodes, traffic),
         model(request(keeping), comm, backend),
         optimizer(model.model, model.sharded, backend, {}),
-        batch(full_batch(c, c.batch_size)) {}
+        batch(full_batch(c, c.batch_size)) {
+    if (writes_beside(c)) snapshot.emplace(live_state(model, optimizer), model.sharded.units(), backend);
+  }
   Plan go();
 
  private:
@@ -85,7 +87,6 @@ void DryRun::step() {
   count_exchange(1);
   optimizer.step(1, config.lr, 1);
   backend.ledger().enter("save");
-  if (writes_beside(config)) snapshot.emplace(live_state(model, optimizer), model.sharded.units(), backend);
   writing = Charge(backend.ledger(), "gathered for saving", saves(config) ? gather_bytes(model, comm) : 0);
   if (!snapshot) writing = Charge();  // else what follows is computed meanwhile
   model.pass.train(batch, 1);

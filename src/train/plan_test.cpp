@@ -86,13 +86,13 @@ std::vector<Ledger::Peak> run(const Case& c, Comm& comm) {
   if (c.machine.own_memory) request.frozen_place = FrozenPlace::gathered;
   LoadedModel m(request, comm, *backend);
   Optimizer optimizer(m.model, m.sharded, *backend, {});
+  std::optional<Snapshot> snapshot;
+  if (writes_beside(c.config)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), *backend);
   const Batch batch = full_rows(c.config);
   m.sharded.zero_gradients();
   m.pass.train(batch, 1e-3f);
   optimizer.step(1, 1e-3, optimizer.gradient_norm());
   backend->ledger().enter("save");
-  std::optional<Snapshot> snapshot;
-  if (writes_beside(c.config)) snapshot.emplace(live_state(m, optimizer), m.sharded.units(), *backend);
   if (!snapshot) write_adapter_or_model(m, comm);
   std::optional<Charge> writing;  // what the writer's thread holds at its own time
   if (snapshot) writing.emplace(backend->ledger(), "gathered for saving", gather_bytes(m, comm));
