@@ -121,6 +121,10 @@ void add_optimizer_fields(FieldList& fields, TrainConfig& c) {
       .up_to(1)
       .or_value(-1);
   fields.add("max_grad_norm", &c.max_grad_norm, "gradients longer than this are shortened to it; 0: never").upstream("0", "1").from(0);
+  fields
+      .add("max_skipped_steps", &c.max_skipped_steps,
+           "a step whose loss or gradient is not finite changes nothing and is counted; the run stops when there are more than this in all")
+      .from(0);
 }
 
 void add_machine_fields(FieldList& fields, TrainConfig& c) {

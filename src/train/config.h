@@ -46,9 +46,10 @@ struct TrainConfig {
   double weight_decay = 0;
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8;
   std::string lr_scheduler = "cosine";
-  double warmup_steps = -1;    // -1: not given; in (0, 1): a ratio
-  double warmup_ratio = 0.03;  // -1: not given
-  double max_grad_norm = 1.0;  // 0: no clipping
+  double warmup_steps = -1;       // -1: not given; in (0, 1): a ratio
+  double warmup_ratio = 0.03;     // -1: not given
+  double max_grad_norm = 1.0;     // 0: no clipping
+  int64_t max_skipped_steps = 0;  // in all, whose loss or gradient is not finite
 
   // precision, memory, ranks
   std::string precision = "bf16";               // fp32, bf16

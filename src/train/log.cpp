@@ -44,18 +44,20 @@ TrainLog::TrainLog(const std::string& folder, int64_t total_steps, int64_t done,
 
 void TrainLog::step(const StepRecord& r) {
   if (!speaks()) return;
-  const Json line = {{"step", r.step},
-                     {"epoch", r.epoch},
-                     {"loss", r.loss},
-                     {"learning_rate", r.learning_rate},
-                     {"grad_norm", r.grad_norm},
-                     {"tokens", r.tokens},
-                     {"target_tokens", r.target_tokens},
-                     {"seconds", r.seconds},
-                     {"tokens_per_second", r.tokens_per_second},
-                     {"memory", r.memory},
-                     {"memory_peak", r.memory_peak}};
+  Json line = {{"step", r.step},
+               {"epoch", r.epoch},
+               {"loss", r.loss},
+               {"learning_rate", r.learning_rate},
+               {"grad_norm", r.grad_norm},
+               {"tokens", r.tokens},
+               {"target_tokens", r.target_tokens},
+               {"seconds", r.seconds},
+               {"tokens_per_second", r.tokens_per_second},
+               {"memory", r.memory},
+               {"memory_peak", r.memory_peak}};
+  if (!r.skipped.empty()) line["skipped"] = true, line["reason"] = r.skipped;
   append_line(path_, line.dump());
+  if (!r.skipped.empty()) return note(str("skipped  step ", r.step, ": ", r.skipped));
   if (recent_.empty()) first_ = r.loss;
   recent_.push_back(r.loss);
   const size_t n = std::min(recent_.size(), recent_steps);

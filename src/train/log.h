@@ -19,6 +19,7 @@ struct StepRecord {
   double seconds = 0;
   double tokens_per_second = 0;
   size_t memory = 0, memory_peak = 0;  // bytes resident, the largest rank's
+  std::string skipped;                 // why the step changed nothing; "" when it did
 };
 
 class TrainLog {

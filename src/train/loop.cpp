@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 #include <optional>
 
 #include "backend/profiling_backend.h"
@@ -20,6 +21,7 @@
 #include "train/checkpoint_writer.h"
 #include "train/evaluate.h"
 #include "train/log.h"
+#include "train/nonfinite.h"
 #include "train/output.h"
 #include "train/plan.h"
 #include "train/profile_output.h"
@@ -85,6 +87,7 @@ struct Run {
   CheckpointManifest facts(const ProgramFacts&) const;
   void describe() const;
   std::optional<StepRecord> step(int64_t number);
+  std::string skip(const NonfiniteStep&);
   double evaluate_now(int64_t done);
   bool due(const std::string& strategy, int64_t steps) const;
   void after_step();
@@ -181,6 +184,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program)
   if (comm.rank() == 0) {
     make_folder(c.output_dir);
     clear_later_checkpoints(c.output_dir, resumed_);
+    clear_later_nonfinite(c.output_dir, done_);
   }
   comm.barrier();
   model_ = std::make_unique<LoadedModel>(request, comm_, *backend_);
@@ -239,27 +243,39 @@ std::optional<StepRecord> Run::step(int64_t number) {
   r.target_tokens = sum_of(comm_, targets);
   r.tokens = sum_of(comm_, inputs);
   model_->sharded.zero_gradients();
-  double sum = 0;
+  std::vector<double> losses;
   for (size_t i = 0; i < batches.size(); ++i) {
     const double loss = model_->pass.train(batches[i], r.target_tokens ? float(1.0 / double(r.target_tokens)) : 0);
     for (const MicroBatch& m : gather_micro_batches(comm_, {loss, stop_requested.load()})) {
-      sum += m.loss;
+      losses.push_back(m.loss);
       stopping_ = stopping_ || m.stop;
     }
     if (!stopping_ || i + 1 == batches.size()) continue;
     loader_.resume(before);
     return std::nullopt;
   }
+  const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
   r.loss = r.target_tokens ? sum / double(r.target_tokens) : 0;
   r.grad_norm = in_phase(Phase::optimizer, [&] { return optimizer_->gradient_norm(); });
   r.learning_rate = learning_rate(schedule_, number - 1);
-  in_phase(Phase::optimizer, [&] { optimizer_->step(number, r.learning_rate, float(r.grad_norm)); });
+  if (std::isfinite(sum) && std::isfinite(r.grad_norm))
+    in_phase(Phase::optimizer, [&] { optimizer_->step(number - facts_.skipped_steps, r.learning_rate, float(r.grad_norm)); });
+  else
+    r.skipped = skip({number, before, batches, losses, data_.path().empty() ? "the data" : data_.path()});
   r.epoch = double(loader_.state().epoch) + double(loader_.state().window) / double(loader_.steps_per_epoch());
   r.seconds = seconds_since(start);
   r.tokens_per_second = double(r.tokens) / r.seconds;
   r.memory = largest(comm_, resident_bytes());
   r.memory_peak = largest(comm_, peak_resident_bytes());
   return r;
+}
+
+// What is being saved is complete before the run may end.
+std::string Run::skip(const NonfiniteStep& step) {
+  report_save();
+  const std::string reason = skip_or_stop(*model_, step, facts_.skipped_steps, config_);
+  ++facts_.skipped_steps;
+  return reason;
 }
 
 double Run::evaluate_now(int64_t done) {
@@ -287,6 +303,7 @@ void Run::after_step() {
 }
 
 void Run::save() {
+  check_values_finite(*model_, done_);
   const Doing saving(Activity::saving);
   backend_->ledger().enter("save");
   const auto start = std::chrono::steady_clock::now();
@@ -376,6 +393,7 @@ void Run::write_result(TrainResult& result) {
     say(str("best     ", best, ", eval_loss ", fixed(facts_.best_eval_loss, 4)));
   }
   if (!c.save_model) return;
+  check_values_finite(*model_, done_);
   const Doing saving(Activity::saving);
   result.saved = c.output_dir;
   const TrainType& type = find_train_type(c.train_type);

@@ -19,7 +19,7 @@ class Optimizer {
  public:
   Optimizer(const Model&, Sharded&, Backend&, OptimizerOptions);
 
-  // Global L2 norm of the gradient sums. Collective. Throws Error when it is not finite, naming the first unit that holds such a value.
+  // Global L2 norm of the gradient sums; infinity when one of them is not finite. Collective.
   float gradient_norm();
   // Clips by `norm` and updates the masters and their compute copies in one pass. step counts from 1.
   void step(int64_t step, double lr, float norm);

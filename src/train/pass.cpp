@@ -179,7 +179,7 @@ double Pass::train(const Batch& b, float scale) {
   return loss;
 }
 
-double Pass::evaluate(const Batch& b) {
+double Pass::forward_loss(const Batch& b, bool training, Watch watch, void* watch_context) {
   backend_.ledger().enter("evaluate");
   if (b.B == 0) {
     forward_nothing(false);
@@ -187,8 +187,8 @@ double Pass::evaluate(const Batch& b) {
     return 0;
   }
   const ArenaScope scope(arena_);
-  const Context ctx = context(b, false);
-  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr);
+  const Context ctx = context(b, training);
+  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, watch, watch_context);
   const ArenaLabel label(arena_, "logits and loss");
   const double loss = root_loss(bound_root(false), x, b.targets, Tensor{}, 0, ctx);
   sharded_.release(model_.root_unit(), true);

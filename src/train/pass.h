@@ -33,9 +33,11 @@ class Pass {
   // the owners' sums.
   double train(const Batch&, float scale);
   // Forward only: the sum of -log p over the targets.
-  double evaluate(const Batch&);
+  double evaluate(const Batch& b) { return forward_loss(b, false, nullptr, nullptr); }
   // The residual stream after each step of a forward pass, for tests and tools: called with -1 (embedding) and each layer's number.
   using Watch = void (*)(void* context, int layer, Tensor x);
+  // The forward pass of train() alone, dropout included, to the same bits. `watch` is not called for an empty batch.
+  double train_forward(const Batch& b, Watch watch, void* watch_context) { return forward_loss(b, true, watch, watch_context); }
   // Logits f32 (rows, V) of all positions of a batch, to host memory.
   std::vector<float> logits(const Batch&, Watch watch = nullptr, void* watch_context = nullptr);
   Tensor embedding_gradient() const { return dx_; }  // after train(): d loss / d x at the embedding, valid until the next call
@@ -59,6 +61,7 @@ class Pass {
   Keep keep_of(int layer) const;
   Tensor forward(const Batch&, const Context&, Tensor x, std::vector<LayerKept>* kept, Watch, void*);
   void backward(const Context&, const std::vector<LayerKept>& kept);
+  double forward_loss(const Batch&, bool training, Watch, void*);
   void forward_nothing(bool training);
   void train_nothing();
 
