@@ -81,8 +81,7 @@ struct TestMemory::Impl {
   Arena arena;
 };
 
-TestMemory::TestMemory(Backend& backend, size_t bytes)
-    : backend_(backend), impl_(std::make_unique<Impl>(backend, bytes)) {}
+TestMemory::TestMemory(Backend& backend, size_t bytes) : backend_(backend), impl_(std::make_unique<Impl>(backend, bytes)) {}
 TestMemory::~TestMemory() = default;
 
 Tensor TestMemory::zeros(Dtype dtype, Shape shape) {

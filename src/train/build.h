@@ -27,7 +27,7 @@ struct ModelRequest {
   Dtype compute = Dtype::f32;
   std::string strategy = "full_shard";
   FrozenPlace frozen_place = FrozenPlace::automatic;
-  Keeping keeping;      // of activations
+  Keeping keeping;     // of activations
   bool values = true;  // false: nothing is read and no value is made; for the memory plan
   uint64_t seed = 42;
 };

@@ -37,7 +37,8 @@ Buffer CpuBackend::reserve(size_t bytes, const char* what) {
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
     fail(str("memory for ", what),
-         str(human_bytes(bytes), " could not be had: ", strerror(errno), "; in use: ", human_bytes(ledger().used()), " (", ledger().text(), ")"),
+         str(human_bytes(bytes), " could not be had: ", strerror(errno), "; in use: ", human_bytes(ledger().used()), " (", ledger().text(),
+             ")"),
          str("what this machine has, ", human_bytes(total_memory()), " in all, ", human_bytes(free_memory()), " free now"),
          "use a smaller model, batch or context, or more ranks; `tessera plan` with the same flags says what fits");
   if (size >= 4 * huge_page) madvise(data, size, MADV_HUGEPAGE);
