@@ -53,5 +53,20 @@ TEST_F(PlanOfARun, SaysWhatToChange) {
   expect_contains(bad.err, "--device_memory: \"24 pounds\" is no amount of memory");
 }
 
+// Memory that the system refuses, at several sizes of what it gives: the message names who holds what, and the run ends with 1.
+TEST_F(PlanOfARun, RefusedMemoryIsToldWithItsHolders) {
+  well(run(tessera(training("out"))));
+  int told = 0;
+  for (const int megabytes : {300, 400, 500}) {
+    const Words command = tessera(training("out2", {"--context_length", "4000", "--batch_size", "64", "--force"}));
+    const Ended ended = run(Words{"/bin/sh", "-c", str("ulimit -v ", megabytes * 1024, "; exec \"$@\""), "sh"} + command);
+    if (ended.code == 0) continue;
+    EXPECT_EQ(ended.code, 1) << ended.err;
+    expect_contains(ended.err, "allowed: ");
+    told += ended.err.find("memory") != std::string::npos;
+  }
+  EXPECT_GT(told, 0);
+}
+
 }  // namespace
 }  // namespace tessera

@@ -22,7 +22,7 @@ namespace {
 const std::vector<std::string> launched = {"train", "eval"};  // the commands that run on ranks
 
 struct LaunchOptions {
-  int64_t num_processes = 0, max_restarts = -1;
+  int64_t num_processes = 0, max_restarts = 0;
   std::string mpiexec, sharding_strategy;
   int64_t threads = 0;
   bool cpu = true;
@@ -36,9 +36,8 @@ FieldList launch_fields(LaunchOptions& o) {
   fields.add("num_processes", &o.num_processes, "ranks (needed)").also({"nproc_per_node"}).from(1).sets_others();
   fields
       .add("max_restarts", &o.max_restarts,
-           "when a rank dies, start all of them again from the last checkpoint, so often at most; -1: this process becomes mpiexec")
-      .from(0)
-      .or_value(-1);
+           "when a rank dies, start all of them again from the last checkpoint, so often at most")
+      .from(0);
   fields.add("mpiexec", &o.mpiexec, "MPICH's launcher; none: mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("fsdp_sharding_strategy", &o.sharding_strategy, "passed to the command as --sharding_strategy");
@@ -143,9 +142,7 @@ int run_launch(const Arguments& args) {
   if (started_by_mpi())
     fail("tessera launch", "this process was started by mpiexec already", "launch outside of mpiexec", "leave out launch and its options");
   for (const auto& notice : launch.notices) say(notice);
-  if (launch.max_restarts >= 0)
-    return supervise_ranks(mpiexec_words(launch.ranks, launch.mpiexec, launch.command), launch.ranks, launch.max_restarts);
-  start_ranks(launch.ranks, launch.mpiexec, launch.command);
+  return supervise_ranks(mpiexec_words(launch.ranks, launch.mpiexec, launch.command), launch.ranks, launch.max_restarts);
 }
 
 }  // namespace tessera

@@ -11,7 +11,7 @@ namespace tessera {
 // What `tessera launch` was asked to do: mpiexec -n ranks tessera COMMAND.
 struct Launch {
   int64_t ranks = 1;
-  int64_t max_restarts = -1;  // -1: this process becomes mpiexec; else it stays, and starts the ranks again so often
+  int64_t max_restarts = 0;  // how often all ranks are started again after one died
   std::string mpiexec;        // a path; "": MPICH's on the PATH
   Arguments command;          // "train", its options, and what launch's own options ask of it
   std::vector<std::string> notices;

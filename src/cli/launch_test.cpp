@@ -27,7 +27,7 @@ TEST(Launch, PassesTheCommandOn) {
   EXPECT_EQ(l.mpiexec, "/opt/mpiexec");
   EXPECT_EQ(l.command, (Arguments{"train", "run.yaml", "--lr", "1e-4"}));
   EXPECT_TRUE(l.notices.empty());
-  EXPECT_EQ(l.max_restarts, -1);
+  EXPECT_EQ(l.max_restarts, 0);
   EXPECT_EQ(parse_launch({"--num_processes", "2", "--max_restarts", "3", "train"}).max_restarts, 3);
 }
 

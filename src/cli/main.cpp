@@ -5,10 +5,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
+#include <new>
 #include <string>
 
 #include "cli/command.h"
 #include "comm/comm.h"
+#include "core/ledger.h"
 #include "core/log.h"
 #include "core/text.h"
 
@@ -35,6 +38,24 @@ int run_program(const Arguments& words) {
   return find_command(words[0]).run(Arguments(words.begin() + 1, words.end()));
 }
 
+// When the host's own memory is refused: who held what at that moment, before everything is unwound.
+std::string holders_at_refusal;
+std::unique_ptr<char[]> spare(new char[1 << 16]);  // for the text
+
+void note_holders() {
+  std::set_new_handler(nullptr);
+  spare.reset();
+  holders_at_refusal = Ledger::text_of_all();
+  throw std::bad_alloc();
+}
+
+std::string out_of_memory() {
+  return str("memory of this process: the system refused more; counted as held: ", holders_at_refusal,
+             "\n  allowed: what this machine, its container and ulimit -v leave to one process",
+             "\n  do this: see what the run needs with `tessera plan` and the same options; use a smaller batch or context, more ranks, or "
+             "less data");
+}
+
 int give_up(const std::string& what, Comm& ranks, int code) {
   complain(what);
   if (ranks.size() > 1) ranks.abort(code);
@@ -50,7 +71,7 @@ int run_rank(const Arguments& words) {
   } catch (const RankLost& e) {
     return give_up(e.what(), *ranks, exit_rank_lost);
   } catch (const std::bad_alloc&) {
-    return give_up("out of memory", *ranks, 1);
+    return give_up(out_of_memory(), *ranks, 1);
   } catch (const std::exception& e) {
     return give_up(e.what(), *ranks, 1);
   }
@@ -61,6 +82,7 @@ int run_rank(const Arguments& words) {
 
 int main(int argc, char** argv) {
   tessera::wait_restfully(argv);
+  std::set_new_handler(tessera::note_holders);
   prctl(PR_SET_NAME, "tessera");  // started again it would be called "exe"
   try {
     return tessera::run_rank(tessera::Arguments(argv + 1, argv + argc));

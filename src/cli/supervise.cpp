@@ -221,7 +221,7 @@ int supervise_ranks(const Arguments& words, int64_t ranks, int64_t restarts) {
     if (judge_start(code) != StartEnd::died || received_count > 0) return code;
     const std::string what = str("launch: ", start.who_ended(), " ended by ", describe_end(code));
     if (left == 0) {
-      complain(str(what, restarts ? "; no restart is left" : "; --max_restarts 0"));
+      complain(str(what, restarts ? "; no restart is left" : "; --max_restarts N starts all ranks again from the last checkpoint"));
       return code;
     }
     warn(str(what, "; all ranks start again from the last checkpoint; restarts left: ", left - 1, " of ", restarts));

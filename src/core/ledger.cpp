@@ -2,11 +2,38 @@
 
 #include <algorithm>
 #include <cassert>
+#include <new>
 #include <utility>
 
 #include "core/text.h"
 
 namespace tessera {
+namespace {
+std::mutex all_guard;
+std::vector<const Ledger*> all;
+}  // namespace
+
+Ledger::Ledger() {
+  const std::lock_guard lock(all_guard);
+  all.push_back(this);
+}
+
+Ledger::~Ledger() {
+  const std::lock_guard lock(all_guard);
+  std::erase(all, this);
+}
+
+std::string Ledger::text_of_all() {
+  const std::lock_guard lock(all_guard);
+  std::string out;
+  try {
+    for (const Ledger* ledger : all)
+      if (ledger->used()) out += str(out.empty() ? "" : "; ", human_bytes(ledger->used()), " (", ledger->text(), ")");
+  } catch (const std::bad_alloc&) {
+    return "";
+  }
+  return out.empty() ? "nothing that is counted" : out;
+}
 
 int Ledger::account(const char* what) {
   const std::lock_guard lock(mutex_);

@@ -11,6 +11,13 @@ namespace tessera {
 
 class Ledger {
  public:
+  Ledger();
+  ~Ledger();
+  Ledger(const Ledger&) = delete;
+  Ledger& operator=(const Ledger&) = delete;
+  // What all ledgers of this process hold now, for the message of memory that could not be had elsewhere. Throws no bad_alloc: says less.
+  static std::string text_of_all();
+
   struct Holder {
     std::string what;
     size_t bytes = 0;

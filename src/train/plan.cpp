@@ -149,24 +149,28 @@ Plan dry_run(const TrainConfig& c, const PlanMachine& machine, Keeping keeping, 
 
 Plan make_plan(const TrainConfig& c, const PlanMachine& machine) {
   const auto run = [&](Keeping keeping) { return dry_run_of_all(c, machine, keeping); };
-  const auto roomy = [&](const Plan& p) { return machine.rank_memory == 0 || p.needed() <= machine.rank_memory / 5 * 4; };
   if (c.gradient_checkpointing == "false") return run({Keeping::all_layers, true});
   const int64_t asked = c.keep_layers == "auto" ? -1 : std::stoll(c.keep_layers);
-  Plan least = run({0, false});
-  if (asked == 0) return least;
-  const bool attention = roomy(run({0, true}));
-  if (asked > 0) return run({asked, attention});
-  Plan best = attention ? run({0, true}) : std::move(least);
-  if (c.gradient_checkpointing == "true") return best;
-  int64_t fits = 0, fails = best.layers + 1;
-  while (fits + 1 < fails) {
-    const int64_t middle = fails == best.layers + 1 && fits == 0 ? best.layers : (fits + fails) / 2;
-    Plan p = run({middle, attention});
-    if (roomy(p)) {
-      fits = middle, best = std::move(p);
-    } else {
-      fails = middle;
+  Plan best = run({0, false});
+  if (asked == 0) return best;
+  // Whether this much more leaves a fifth free; where addresses are limited (ulimit -v) even a dry run may find no room.
+  const auto improves = [&](Keeping keeping) {
+    try {
+      Plan p = run(keeping);
+      if (machine.rank_memory && p.needed() > machine.rank_memory / 5 * 4) return false;
+      best = std::move(p);
+      return true;
+    } catch (const Error&) {
+      return false;
     }
+  };
+  const bool attention = improves({0, true});
+  if (asked > 0) return run({asked, attention});
+  if (c.gradient_checkpointing == "true" || improves({best.layers, attention})) return best;
+  int64_t fits = 0, fails = best.layers;
+  while (fits + 1 < fails) {
+    const int64_t middle = (fits + fails) / 2;
+    (improves({middle, attention}) ? fits : fails) = middle;
   }
   return best;
 }

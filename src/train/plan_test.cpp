@@ -178,7 +178,9 @@ TEST(Plan, NeedsNothingButTheConfig) {
   write_config(folder);
   TrainConfig c;
   c.model = folder.path();
-  const Plan plan = dry_run(c, {.ranks = 2, .own_memory = true}, {0, false}, 1);
+  PlanMachine machine;
+  machine.ranks = 2, machine.own_memory = true;
+  const Plan plan = dry_run(c, machine, {0, false}, 1);
   EXPECT_GT(plan.flops, 0);
   EXPECT_GT(plan.gathered, 0);
   EXPECT_GT(plan.reduced, 0);
