@@ -34,9 +34,7 @@ FieldList launch_fields(LaunchOptions& o) {
                    "Runs a command on N ranks of this machine, under MPICH's mpiexec. Options before the command's name are launch's own.");
   fields.group("Options");
   fields.add("num_processes", &o.num_processes, "ranks (needed)").also({"nproc_per_node"}).from(1).sets_others();
-  fields
-      .add("max_restarts", &o.max_restarts,
-           "when a rank dies, start all of them again from the last checkpoint, so often at most")
+  fields.add("max_restarts", &o.max_restarts, "when a rank dies, start all of them again from the last checkpoint, so often at most")
       .from(0);
   fields.add("mpiexec", &o.mpiexec, "MPICH's launcher; none: mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);

@@ -12,8 +12,8 @@ namespace tessera {
 struct Launch {
   int64_t ranks = 1;
   int64_t max_restarts = 0;  // how often all ranks are started again after one died
-  std::string mpiexec;        // a path; "": MPICH's on the PATH
-  Arguments command;          // "train", its options, and what launch's own options ask of it
+  std::string mpiexec;       // a path; "": MPICH's on the PATH
+  Arguments command;         // "train", its options, and what launch's own options ask of it
   std::vector<std::string> notices;
 };
 Launch parse_launch(const Arguments&);
