@@ -270,9 +270,16 @@ std::optional<StepRecord> Run::step(int64_t number) {
   return r;
 }
 
-// What is being saved is complete before the run may end.
+// What is being saved is complete before the run may end; and a run that ends here keeps what it has learned: values and optimizer are
+// those before the step.
 std::string Run::skip(const NonfiniteStep& step) {
   report_save();
+  const bool stops = facts_.skipped_steps >= config_.max_skipped_steps;
+  if (stops && done_ > 0 && saved_at_ != done_ && trained_values_finite(*model_)) {
+    loader_.resume(step.place);
+    save();
+    report_save();
+  }
   const std::string reason = skip_or_stop(*model_, step, facts_.skipped_steps, config_);
   ++facts_.skipped_steps;
   return reason;

@@ -246,10 +246,19 @@ std::string skip_or_stop(LoadedModel& m, const NonfiniteStep& s, int64_t skipped
        advice(f, s, c));
 }
 
-void check_values_finite(LoadedModel& m, int64_t step) {
+namespace {
+std::vector<Place> trained_places(const LoadedModel& m) {
   std::vector<Place> trained;
   for (const Place& p : forward_order(m.model))
     if (p.part->trains) trained.push_back(p);
+  return trained;
+}
+}  // namespace
+
+bool trained_values_finite(LoadedModel& m) { return bad_places(m.sharded, trained_places(m), stored_part).empty(); }
+
+void check_values_finite(LoadedModel& m, int64_t step) {
+  const std::vector<Place> trained = trained_places(m);
   const std::set<int64_t> bad = bad_places(m.sharded, trained, stored_part);
   if (bad.empty()) return;
   fail(str("after step ", step), str("not finite: ", list_of(names_of(bad, trained))), "values that can be trained on",

@@ -50,6 +50,7 @@ void clear_later_nonfinite(const std::string& output, int64_t done);
 // throws Error.
 std::string skip_or_stop(LoadedModel&, const NonfiniteStep&, int64_t skipped, const TrainConfig&);
 
+bool trained_values_finite(LoadedModel&);
 // Throws Error when a trained value is not finite: what is written to disk can be trained on.
 void check_values_finite(LoadedModel&, int64_t step);
 

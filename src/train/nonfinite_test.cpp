@@ -275,6 +275,22 @@ TEST_F(Skipped, StepsAreCountedOverAResume) {
   }
 }
 
+TEST_F(Skipped, ARunThatStopsKeepsWhatItHasLearned) {
+  run_on(1, skipping("whole"));
+  const auto steps = skipped_steps(log("whole"));
+  ASSERT_EQ(steps.size(), 2u);
+  TrainConfig c = skipping("stopped");
+  c.save_steps = 0;
+  c.max_skipped_steps = 1;
+  expect_contains(error_of([&] { run_on(2, c); }), "step " + std::to_string(steps[1]));
+  EXPECT_TRUE(file_exists(folder_.path("stopped/checkpoint-") + std::to_string(steps[1] - 1) + "/checkpoint.json"));
+  c.max_skipped_steps = 2;
+  c.resume_from_checkpoint = "true";
+  run_on(1, c);
+  EXPECT_EQ(hash("stopped/adapter_model.safetensors"), hash("whole/adapter_model.safetensors"));
+  EXPECT_EQ(log("stopped"), log("whole"));
+}
+
 TEST_F(Skipped, MoreThanAllowedStopsTheRun) {
   TrainConfig c = skipping("out");
   c.max_skipped_steps = 1;
