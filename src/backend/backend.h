@@ -19,6 +19,11 @@
 
 namespace tessera {
 
+// What a device does beside its operations runs in lanes: copies, and exchanges between ranks. The calls of a lane run in call order; what
+// stands in two lanes is ordered by moments alone.
+enum class Lane { compute, copies, exchange };
+using Moment = uint64_t;  // the end of all that a lane was given until then; 0: has passed
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -33,8 +38,22 @@ class Backend {
   Ledger& ledger() { return ledger_; }
   virtual size_t total_memory() const = 0;  // of the device, bytes
   virtual size_t free_memory() const = 0;   // of it, what could be taken now
+  // Between any two of device and host memory, in the order of the operations. When it returns the host may read `to` and change `from`.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void fill_zero(Tensor) = 0;
+  // Whether this is memory of a device that the host cannot touch: it is reached by copies and operations alone.
+  virtual bool on_device(const void*) const { return false; }
+  virtual bool host_can_read() const { return true; }  // what reserve() gives
+  // Host memory that copies move at full speed; the second makes such memory of what is there, until the Buffer goes.
+  virtual Buffer reserve_pinned(size_t bytes, const char* what) { return reserve(bytes, what); }
+  virtual Buffer pin(void*, size_t /*bytes*/, const char* /*what*/) { return {}; }
+
+  // --- order: for a device that works while the host goes on; the CPU does everything at once -------------------------------------
+  virtual Moment now(Lane) { return 0; }  // of all given to this lane so far
+  virtual void wait(Lane, Moment) {}      // what the lane is given from here on starts after it
+  virtual void copy_beside(void* to, const void* from, size_t bytes) { copy(to, from, bytes); }  // in Lane::copies; both must live on
+  virtual void finish() {}                                                                       // the host waits for all lanes
+  virtual void* native(Lane) { return nullptr; }  // the lane as the device's libraries name it: cudaStream_t
 
   // --- products -----------------------------------------------------------------------------------------------------------------
   // See core/product.h. Rank-4 tensors count as (rows, cols). Each element of c is summed term by term and along k in one order, whatever
@@ -101,7 +120,7 @@ class Backend {
   Ledger ledger_;
 };
 
-// "cpu". threads: 0 means the cores this process may use. Throws for a device this build does not have.
+// "cpu" or "cuda". threads: 0 means the cores this process may use. Throws for a device this build or this machine does not have.
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
 
 }  // namespace tessera

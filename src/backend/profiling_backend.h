@@ -20,6 +20,15 @@ class ProfilingBackend final : public Backend {
   size_t free_memory() const override { return owned_->free_memory(); }
   void copy(void* to, const void* from, size_t bytes) override;
   void fill_zero(Tensor) override;
+  bool on_device(const void* p) const override { return owned_->on_device(p); }
+  bool host_can_read() const override { return owned_->host_can_read(); }
+  Buffer reserve_pinned(size_t bytes, const char* what) override { return owned_->reserve_pinned(bytes, what); }
+  Buffer pin(void* data, size_t bytes, const char* what) override { return owned_->pin(data, bytes, what); }
+  Moment now(Lane lane) override { return owned_->now(lane); }
+  void wait(Lane lane, Moment m) override { owned_->wait(lane, m); }
+  void copy_beside(void* to, const void* from, size_t bytes) override { owned_->copy_beside(to, from, bytes); }
+  void finish() override { owned_->finish(); }
+  void* native(Lane lane) override { return owned_->native(lane); }
 
   void gemm(const Product&) override;
 
