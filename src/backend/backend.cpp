@@ -21,7 +21,13 @@ int usable_cores() {
 
 Buffer Backend::allocate(size_t bytes, const char* what) {
   Buffer buffer = reserve(bytes, what);
-  buffer.charge(ledger_, what, bytes);
+  buffer.charge(ledger(), what, bytes);
+  return buffer;
+}
+
+Buffer Backend::allocate_pinned(size_t bytes, const char* what) {
+  Buffer buffer = reserve_pinned(bytes, what);
+  buffer.charge(host_ledger(), what, bytes);
   return buffer;
 }
 

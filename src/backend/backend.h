@@ -11,6 +11,8 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "core/buffer.h"
 #include "core/kernel_options.h"
@@ -35,7 +37,10 @@ class Backend {
   // It stands in the ledger as `what` while it lives.
   Buffer allocate(size_t bytes, const char* what);
   virtual Buffer reserve(size_t bytes, const char* what) = 0;  // the same, and stands in no ledger
-  Ledger& ledger() { return ledger_; }
+  Buffer allocate_pinned(size_t bytes, const char* what);      // likewise from reserve_pinned(); in host_ledger()
+  virtual Ledger& ledger() { return ledger_; }
+  // Of host memory that is held for the device's sake. Where the host can read the device's memory it is the same ledger.
+  virtual Ledger& host_ledger() { return host_can_read() ? ledger() : host_ledger_; }
   virtual size_t total_memory() const = 0;  // of the device, bytes
   virtual size_t free_memory() const = 0;   // of it, what could be taken now
   // Between any two of device and host memory, in the order of the operations. When it returns the host may read `to` and change `from`.
@@ -117,10 +122,16 @@ class Backend {
   virtual void square_sums(Tensor sums, Tensor x) = 0;
 
  private:
-  Ledger ledger_;
+  Ledger ledger_, host_ledger_;
 };
 
-// "cpu" or "cuda". threads: 0 means the cores this process may use. Throws for a device this build or this machine does not have.
+// "cpu", "cuda" (the first GPU) or "cuda:N". threads: of the host; 0 means the cores this process may use. Throws Error for a device that
+// this build or this machine does not have.
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
+
+bool built_with_cuda();
+int cuda_devices();  // GPUs that can be used: 0 without CUDA in the build or without a driver
+// Driver, runtime, libraries, each GPU: name and value, for `tessera env`. Empty without CUDA in the build.
+std::vector<std::pair<std::string, std::string>> cuda_facts();
 
 }  // namespace tessera

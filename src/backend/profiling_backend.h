@@ -16,6 +16,8 @@ class ProfilingBackend final : public Backend {
   int threads() const override { return owned_->threads(); }
 
   Buffer reserve(size_t bytes, const char* what) override { return owned_->reserve(bytes, what); }
+  Ledger& ledger() override { return owned_->ledger(); }
+  Ledger& host_ledger() override { return owned_->host_ledger(); }
   size_t total_memory() const override { return owned_->total_memory(); }
   size_t free_memory() const override { return owned_->free_memory(); }
   void copy(void* to, const void* from, size_t bytes) override;
