@@ -10,6 +10,10 @@
 //
 // Order per pass: prefetch(next) may be called before use; acquire -> use -> release; reduce after backward. The same order on all ranks.
 // prefetch runs on a thread of its own with its own Comm, while this thread computes. Not thread-safe otherwise.
+//
+// On a device (Backend::host_can_read() is false) all of it is device memory, the group must take such memory, and prefetch gives the work
+// to a lane of the device: Lane::exchange, or Lane::copies for frozen bytes that stand on the host. What acquire() returns is there for
+// everything Lane::compute is given from then on. A slot that is filled again waits for all that Lane::compute was given before.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -28,20 +32,24 @@ struct UnitSize {
   bool resident = false;    // gathered at the first acquire and kept for the whole pass (the root: embedding, final norm, head)
 };
 
-enum class FrozenPlace { automatic, gathered };  // gathered: shards and gathers even on one node (tests)
+// gathered: shards and gathers even on one node (tests).
+// host, of a device: once per node in pinned host memory, from where each unit is copied to the device before its use. Elsewhere automatic.
+enum class FrozenPlace { automatic, gathered, host };
 
 class Sharded {
  public:
-  Sharded(Comm&, Backend&, const Strategy&, std::vector<UnitSize>, Dtype compute, FrozenPlace = FrozenPlace::automatic);
+  // masters_home: of a device, a host's backend in whose memory (pinned) the masters live; null: they live on the device.
+  Sharded(Comm&, Backend&, const Strategy&, std::vector<UnitSize>, Dtype compute, FrozenPlace = FrozenPlace::automatic,
+          Backend* masters_home = nullptr);
   ~Sharded();
   int units() const;
 
   // --- loading: each rank fills its own ranges, then all call loaded() ---
   Range frozen_range(int unit) const;     // bytes of the unit this rank fills
-  std::byte* frozen_shard(int unit);      // where byte frozen_range().begin goes
+  std::byte* frozen_shard(int unit);      // where byte frozen_range().begin goes: the host's or the device's memory, see Backend::copy
   Range trainable_range(int unit) const;  // elements of the unit this rank owns
   Tensor values(int unit);                // owned masters, f32 (range size)
-  Tensor copies(int unit);                // the same in compute dtype; empty when that is f32. Who writes values may write these too
+  Tensor copies(int unit);                // the same in compute dtype; empty when values() are that. Who writes values may write these too
   Tensor gradients(int unit);             // owned gradient sums, f32 (range size), to be read; zero_gradients() between steps
   Tensor square_sums(int unit);           // f64, of each 64 of them: the sum of their squares
   void loaded();                          // collective: fences the window, refreshes the compute copies of the masters
@@ -62,7 +70,7 @@ class Sharded {
 
   // --- accounting ---
   bool counts_once(int unit) const;  // this rank's owned range is counted in global sums (under ddp only rank 0 counts)
-  size_t bytes() const;              // all memory of this rank, the node's window counted 1 / ranks of the node
+  size_t bytes() const;              // all memory of this rank, host and device, the node's window counted 1 / ranks of the node
   Comm& comm();
 
  private:

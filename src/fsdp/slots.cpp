@@ -5,26 +5,24 @@
 
 namespace tessera {
 
-Slots::Slots(Backend& backend, const std::vector<Need>& needs) {
-  const auto add = [&](size_t frozen, size_t trainable) {
+Slots::Slots(Backend& backend, const std::vector<Need>& needs, const char* what) {
+  const auto add = [&](size_t bytes) {
     Slot slot;
-    if (frozen) slot.frozen = backend.allocate(frozen, "gathered weights");
-    if (trainable) slot.trainable = backend.allocate(trainable, "gathered trainable values");
+    if (bytes) slot.memory = backend.allocate(bytes, what);
     slots_.push_back(std::move(slot));
   };
-  Need largest;
+  size_t largest = 0;
   int ordinary = 0;
   for (const Need& need : needs) {
     if (need.own) continue;
-    largest.frozen = std::max(largest.frozen, need.frozen);
-    largest.trainable = std::max(largest.trainable, need.trainable);
+    largest = std::max(largest, need.bytes);
     ++ordinary;
   }
   rotating_ = std::min(ordinary, 2);
-  for (int i = 0; i < rotating_; ++i) add(largest.frozen, largest.trainable);
+  for (int i = 0; i < rotating_; ++i) add(largest);
   for (const Need& need : needs) {
     own_.push_back(need.own ? int(slots_.size()) : -1);
-    if (need.own) add(need.frozen, need.trainable);
+    if (need.own) add(need.bytes);
   }
 }
 
@@ -47,23 +45,19 @@ Slot* Slots::claim(int unit) {
   }
   if (slot->unit != unit) {
     slot->unit = unit;
-    slot->frozen_here = slot->trainable_here = slot->waiting = false;
+    slot->here = slot->waiting = false;
   }
   slot->order = ++claims_;
   return slot;
 }
 
-void Slots::forget_frozen() {
-  for (Slot& slot : slots_) slot.frozen_here = false;
-}
-
-void Slots::forget_trainable() {
-  for (Slot& slot : slots_) slot.trainable_here = false;
+void Slots::forget() {
+  for (Slot& slot : slots_) slot.here = false;
 }
 
 size_t Slots::bytes() const {
   size_t sum = 0;
-  for (const Slot& slot : slots_) sum += slot.frozen.bytes() + slot.trainable.bytes();
+  for (const Slot& slot : slots_) sum += slot.memory.bytes();
   return sum;
 }
 
