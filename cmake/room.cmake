@@ -1,5 +1,6 @@
 # room(name deps... [USES libraries...]): the library of src/name, which can include only its own headers and those of its deps.
 # The compiler is given one project include path, a folder of links to exactly those rooms: a forbidden include is "file not found".
+# Folders called cuda join it where there is nvcc (cmake/cuda.cmake).
 # Files ending in _test.cpp make the executable NAME_test, which may also see backend and testing; its cases are CTest cases.
 
 # A fresh folder of links to the named rooms; its path is returned in `out`.
@@ -19,6 +20,7 @@ function(room name)
   file(GLOB_RECURSE files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp)
   set(tests ${files})
   list(FILTER files EXCLUDE REGEX "_test\\.cpp$")
+  list(FILTER files EXCLUDE REGEX "/(cuda|cuda_host)/")
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
   if(name STREQUAL cli)
     list(FILTER files EXCLUDE REGEX "/main\\.cpp$")
@@ -29,8 +31,19 @@ function(room name)
     set(files ${placeholder})
   endif()
 
+  set(kernels)
+  if(WITH_CUDA AND EXISTS ${CMAKE_SOURCE_DIR}/src/${name}/cuda)
+    file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cu ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cpp)
+    list(FILTER kernels EXCLUDE REGEX "_test\\.cpp$")
+    list(APPEND files ${kernels})
+  endif()
+
   make_view(view ${name} ${name} ${sees})
   add_library(tessera_${name} STATIC ${files})
+  if(kernels)
+    target_compile_definitions(tessera_${name} PRIVATE TESSERA_CUDA CUDA_SIDE=cuda)
+    target_link_libraries(tessera_${name} PUBLIC cuda_runtime)
+  endif()
   target_include_directories(tessera_${name} PRIVATE ${view})
   list(TRANSFORM sees PREPEND tessera_ OUTPUT_VARIABLE libraries)
   target_link_libraries(tessera_${name} PUBLIC ${libraries} PRIVATE ${ARG_USES})
@@ -42,7 +55,7 @@ function(room name)
     add_executable(${name}_test ${tests})
     target_include_directories(${name}_test PRIVATE ${test_view})
     target_link_libraries(${name}_test PRIVATE tessera_${name} tessera_testing ${ARG_USES} GTest::gtest_main)
-    target_compile_definitions(${name}_test PRIVATE TESSERA_SHARED="${CMAKE_SOURCE_DIR}/../shared")
+    target_compile_definitions(${name}_test PRIVATE TESSERA_SHARED="${CMAKE_SOURCE_DIR}/../shared" CUDA_SIDE=cuda_host)
     gtest_discover_tests(${name}_test TEST_PREFIX ${name}. DISCOVERY_TIMEOUT 60
       PROPERTIES LABELS unit SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
   endif()

@@ -3,10 +3,14 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "backend/cpu/cpu.h"
 #include "core/error.h"
 #include "core/text.h"
+#ifdef TESSERA_CUDA
+#include "backend/cuda/make.h"
+#endif
 
 namespace tessera {
 namespace {
@@ -31,10 +35,39 @@ Buffer Backend::allocate_pinned(size_t bytes, const char* what) {
   return buffer;
 }
 
-std::unique_ptr<Backend> make_backend(std::string_view device, int threads) {
-  if (device == "cpu") return std::make_unique<CpuBackend>(threads > 0 ? threads : usable_cores());
-  if (device == "cuda") fail("device cuda", "this binary was built without CUDA", "cpu", "use --device cpu");
-  fail("device", str("\"", device, "\" is not a device"), "cpu", "use --device cpu");
+namespace {
+
+std::unique_ptr<Backend> make_gpu([[maybe_unused]] std::string_view device, [[maybe_unused]] int threads) {
+#ifdef TESSERA_CUDA
+  int index = 0;
+  const std::string_view number = device.size() > 5 ? device.substr(5) : "";
+  const auto read = std::from_chars(number.data(), number.data() + number.size(), index);
+  if (device != "cuda" && (device[4] != ':' || read.ec != std::errc() || read.ptr != number.data() + number.size()))
+    fail("device", str("\"", device, "\" is not a device"), "cpu, cuda, cuda:N", "use --device cuda");
+  return cuda::make_cuda_backend(index, threads);
+#else
+  fail("device cuda", "this binary was built without CUDA", "cpu",
+       "use --device cpu, or install the CUDA toolkit and configure with -DTESSERA_CUDA=ON");
+#endif
 }
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(std::string_view device, int threads) {
+  if (threads <= 0) threads = usable_cores();
+  if (device == "cpu") return std::make_unique<CpuBackend>(threads);
+  if (starts_with(device, "cuda")) return make_gpu(device, threads);
+  fail("device", str("\"", device, "\" is not a device"), "cpu, cuda", "use --device cpu");
+}
+
+#ifdef TESSERA_CUDA
+bool built_with_cuda() { return true; }
+int cuda_devices() { return cuda::device_count(); }
+std::vector<std::pair<std::string, std::string>> cuda_facts() { return cuda::facts(); }
+#else
+bool built_with_cuda() { return false; }
+int cuda_devices() { return 0; }
+std::vector<std::pair<std::string, std::string>> cuda_facts() { return {}; }
+#endif
 
 }  // namespace tessera

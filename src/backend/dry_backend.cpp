@@ -6,19 +6,63 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "core/error.h"
 #include "core/text.h"
 
 namespace tessera {
 
-Buffer DryBackend::reserve(size_t bytes, const char* what) {
-  const size_t size = std::max<size_t>(bytes, 1);
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+namespace {
+
+void* addresses(size_t bytes, const char* what) {
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
     fail(str("planning the memory for ", what), str(human_bytes(bytes), " of address space could not be had: ", std::strerror(errno)),
          "a process without a limit on its address space", "ulimit -v unlimited");
-  return Buffer(data, size, [](void* at, size_t n) { munmap(at, n); });
+  return data;
+}
+
+// What stands for memory of a GPU, of all dry runs of this process.
+std::mutex on_gpus_guard;
+std::map<const std::byte*, size_t> on_gpus;
+
+}  // namespace
+
+Buffer DryBackend::reserve(size_t bytes, const char* what) {
+  if (!gpu_) return reserve_pinned(bytes, what);
+  const size_t size = std::max<size_t>(bytes, 1);
+  void* const data = addresses(size, what);
+  const std::lock_guard lock(on_gpus_guard);
+  on_gpus[static_cast<const std::byte*>(data)] = size;
+  return Buffer(data, size, [](void* at, size_t n) {
+    const std::lock_guard guard(on_gpus_guard);
+    on_gpus.erase(static_cast<const std::byte*>(at));
+    munmap(at, n);
+  });
+}
+
+Buffer DryBackend::reserve_pinned(size_t bytes, const char* what) {
+  const size_t size = std::max<size_t>(bytes, 1);
+  return Buffer(addresses(size, what), size, [](void* at, size_t n) { munmap(at, n); });
+}
+
+bool DryBackend::on_device(const void* p) const {
+  if (!gpu_) return false;
+  const auto* const at = static_cast<const std::byte*>(p);
+  const std::lock_guard lock(on_gpus_guard);
+  auto next = on_gpus.upper_bound(at);
+  return next != on_gpus.begin() && (--next, at < next->first + next->second);
+}
+
+void DryBackend::gemm(const Product&) {}
+
+// As CudaBackend::scratch: one piece, as large as the largest need.
+void DryBackend::need_scratch(size_t bytes) {
+  if (bytes <= scratch_) return;
+  scratch_charge_ = Charge();
+  scratch_charge_ = Charge(ledger(), "scratch of products", scratch_ = bytes);
 }
 
 size_t DryBackend::total_memory() const {

@@ -1,5 +1,6 @@
 // DryBackend: a device that hands out memory and computes nothing. A run over it makes every allocation and every call of a real run and
 // takes no time: the memory plan. Memory is addresses only; its pages are committed where the host writes to them.
+// It stands for a CPU, or for a GPU: then its memory is told from the host's, and it holds the scratch that CudaBackend would hold.
 #pragma once
 #include "backend/backend.h"
 
@@ -7,6 +8,9 @@ namespace tessera {
 
 class DryBackend final : public Backend {
  public:
+  explicit DryBackend(bool gpu = false) : gpu_(gpu) {}
+  double copied() const { return copied_; }  // bytes in Lane::copies
+
   std::string describe() const override { return "dry"; }
   int threads() const override { return 1; }
   Buffer reserve(size_t bytes, const char* what) override;
@@ -15,7 +19,12 @@ class DryBackend final : public Backend {
 
   void copy(void*, const void*, size_t) override {}
   void fill_zero(Tensor) override {}
-  void gemm(const Product&) override {}
+  bool on_device(const void*) const override;
+  bool host_can_read() const override { return !gpu_; }
+  Buffer reserve_pinned(size_t bytes, const char* what) override;
+  void copy_beside(void*, const void*, size_t bytes) override { copied_ += double(bytes); }
+
+  void gemm(const Product&) override;
   void convert(Tensor, Tensor) override {}
   void add(Tensor, Tensor, Tensor) override {}
   void accumulate(Tensor, Tensor) override {}
@@ -41,6 +50,14 @@ class DryBackend final : public Backend {
   void nested_encode(Tensor, Tensor, Tensor, float, const float*) override {}
   void adamw(Tensor, Tensor, Tensor, Tensor, Tensor, const AdamwStep&) override {}
   void square_sums(Tensor, Tensor) override {}
+
+ private:
+  void need_scratch(size_t bytes);
+
+  const bool gpu_;
+  double copied_ = 0;
+  size_t scratch_ = 0;
+  Charge scratch_charge_;
 };
 
 }  // namespace tessera

@@ -1,6 +1,7 @@
 #include "testing/golden.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -9,8 +10,16 @@
 
 namespace tessera {
 
-std::string shared(const std::string& relative) { return std::string(TESSERA_SHARED) + "/" + relative; }
-bool have_shared() { return folder_exists(TESSERA_SHARED); }
+namespace {
+// Given by the build; in a bundle, which lies elsewhere, by the environment.
+std::string shared_folder() {
+  const char* given = std::getenv("TESSERA_SHARED");
+  return given ? given : TESSERA_SHARED;
+}
+}  // namespace
+
+std::string shared(const std::string& relative) { return shared_folder() + "/" + relative; }
+bool have_shared() { return folder_exists(shared_folder()); }
 std::string shared_text(const std::string& relative) { return read_file(shared(relative)); }
 std::string sha256_of(const void* data, size_t bytes) { return sha256_hex({static_cast<const std::byte*>(data), bytes}); }
 

@@ -11,6 +11,7 @@
 
 #include "core/arena.h"
 #include "core/rng.h"
+#include "testing/test_backend.h"
 
 namespace tessera {
 namespace {
@@ -72,7 +73,15 @@ std::vector<int64_t> probed_elements(int64_t n, int count, uint64_t seed) {
 
 }  // namespace
 
-std::vector<DeviceRow> every_device() { return {{"cpu", Dtype::f32, 1e-5f}, {"cpu", Dtype::bf16, 1e-2f}}; }
+std::vector<DeviceRow> every_device() {
+  std::vector<DeviceRow> rows;
+  for (const char* device : test_devices()) {
+    if (std::string_view(device) == "cuda_host" && !std::getenv("TESSERA_CUDA_HOST")) continue;
+    rows.push_back({device, Dtype::f32, 1e-5f});
+    rows.push_back({device, Dtype::bf16, 1e-2f});
+  }
+  return rows;
+}
 std::string row_name(const DeviceRow& row) { return std::string(row.device) + (row.dtype == Dtype::f32 ? "_f32" : "_bf16"); }
 void PrintTo(const DeviceRow& row, std::ostream* out) { *out << row_name(row); }
 

@@ -10,12 +10,13 @@
 #include <string>
 
 #include "testing/gradients.h"
+#include "testing/test_backend.h"
 
 namespace tessera {
 
 class OnEveryDevice : public ::testing::TestWithParam<DeviceRow> {
  protected:
-  std::unique_ptr<Backend> backend = make_backend(GetParam().device, 2);
+  std::unique_ptr<Backend> backend = make_test_backend(GetParam().device, 2);
   TestMemory memory{*backend};
   Dtype dtype = GetParam().dtype;
   double tolerance = double(GetParam().tolerance);
@@ -27,7 +28,7 @@ inline std::string case_name(const ::testing::TestParamInfo<DeviceRow>& info) { 
 inline void expect_same_on_any_threads(const char* device, const std::function<std::vector<double>(TestMemory&)>& results) {
   std::vector<double> first;
   for (const int threads : {1, 2, 3}) {
-    const std::unique_ptr<Backend> backend = make_backend(device, threads);
+    const std::unique_ptr<Backend> backend = make_test_backend(device, threads);
     TestMemory memory(*backend);
     const std::vector<double> now = results(memory);
     if (threads == 1) first = now;

@@ -1,0 +1,77 @@
+#include "backend/cuda/cuda.h"
+
+#include <algorithm>
+
+#include "backend/cuda/make.h"
+#include "core/error.h"
+#include "core/text.h"
+
+namespace tessera::CUDA_SIDE {
+
+CudaBackend::CudaBackend(int index, int threads, uint64_t seed) : device_(open_device(index, seed)), threads_(threads) {}
+CudaBackend::~CudaBackend() = default;
+
+std::string CudaBackend::describe() const { return CUDA_SIDE::describe(*device_); }
+size_t CudaBackend::total_memory() const { return CUDA_SIDE::total_memory(*device_); }
+size_t CudaBackend::free_memory() const { return CUDA_SIDE::free_memory(*device_); }
+bool CudaBackend::on_device(const void* p) const { return is_device_memory(*device_, p); }
+
+Buffer CudaBackend::reserve(size_t bytes, const char* what) {
+  const size_t size = std::max<size_t>(bytes, 1);
+  void* data = take_memory(*device_, size);
+  if (!data)
+    fail(str("memory for ", what, " on ", describe()),
+         str(human_bytes(bytes), " could not be had; in use: ", human_bytes(ledger().used()), " (", ledger().text(), ")"),
+         str("what this device has, ", human_bytes(total_memory()), " in all, ", human_bytes(free_memory()), " free now"),
+         "use a smaller model, batch or context, more ranks, or --use_cpu_offload true; `tessera plan` with the same flags says what fits");
+  return Buffer(data, size, give_memory);
+}
+
+Buffer CudaBackend::reserve_pinned(size_t bytes, const char* what) {
+  const size_t size = std::max<size_t>(bytes, 1);
+  void* data = take_pinned(*device_, size);
+  if (!data)
+    fail(str("pinned host memory for ", what), str(human_bytes(bytes), " could not be had"), "what the host has free and may lock",
+         "free some memory of the host, or raise `ulimit -l`");
+  return Buffer(data, size, give_pinned);
+}
+
+Buffer CudaBackend::pin(void* data, size_t bytes, const char*) {
+  if (bytes == 0) return {};
+  CUDA_SIDE::pin(data, bytes);
+  return Buffer(data, bytes, unpin);
+}
+
+void CudaBackend::copy(void* to, const void* from, size_t bytes) {
+  if (bytes) CUDA_SIDE::copy(*device_, Lane::compute, to, from, bytes);
+}
+
+void CudaBackend::fill_zero(Tensor x) {
+  if (x.bytes()) CUDA_SIDE::fill_zero(*device_, Lane::compute, x.data, x.bytes());
+}
+
+Moment CudaBackend::now(Lane lane) { return CUDA_SIDE::now(*device_, lane); }
+void CudaBackend::wait(Lane lane, Moment m) { CUDA_SIDE::wait(*device_, lane, m); }
+void* CudaBackend::native(Lane lane) { return CUDA_SIDE::native(*device_, lane); }
+
+void CudaBackend::copy_beside(void* to, const void* from, size_t bytes) {
+  if (bytes) CUDA_SIDE::copy(*device_, Lane::copies, to, from, bytes);
+}
+
+void CudaBackend::finish() {
+  for (const Lane lane : {Lane::compute, Lane::copies, Lane::exchange}) CUDA_SIDE::finish(*device_, lane);
+}
+
+std::byte* CudaBackend::scratch(size_t bytes) {
+  if (scratch_.bytes() < bytes) {
+    scratch_ = Buffer();
+    scratch_ = allocate(bytes, "scratch of products");
+  }
+  return scratch_.data();
+}
+
+std::unique_ptr<Backend> make_cuda_backend(int index, int threads, uint64_t seed) {
+  return std::make_unique<CudaBackend>(index, threads, seed);
+}
+
+}  // namespace tessera::CUDA_SIDE
