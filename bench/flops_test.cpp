@@ -2,10 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 namespace tessera {
 namespace {
 
-ModelConfig shape(const char* name) { return read_model_config(std::string(TESSERA_SHAPES) + "/" + name); }
+// TESSERA_SHAPES is given by the build; in a bundle, which lies elsewhere, by the environment.
+ModelConfig shape(const char* name) {
+  const char* given = std::getenv("TESSERA_SHAPES");
+  return read_model_config(std::string(given ? given : TESSERA_SHAPES) + "/" + name);
+}
 
 double gigaflops(const char* name, StepKind kind) { return training_flops(shape(name), kind) * 1e-9; }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cctype>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -15,10 +16,16 @@
 
 #include "core/text.h"
 
-// TESSERA_PROGRAM and TESSERA_MPIEXEC are given to this file by the build.
+// TESSERA_PROGRAM and TESSERA_MPIEXEC are given to this file by the build; in a bundle, which lies elsewhere, by the environment.
 
 namespace tessera {
 namespace {
+
+std::string or_environment(const char* built, const char* name) {
+  const char* given = std::getenv(name);
+  return given ? given : built;
+}
+std::string mpiexec_path() { return or_environment(TESSERA_MPIEXEC, "TESSERA_MPIEXEC"); }
 
 std::string content(std::FILE* f) {
   std::string text;
@@ -89,10 +96,10 @@ Ended Program::wait(double seconds) {
   return {WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_), content(out_.get()), content(err_.get())};
 }
 
-Words tessera(const Words& words) { return Words{TESSERA_PROGRAM} + words; }
-Words mpiexec(int ranks, const Words& words) { return Words{TESSERA_MPIEXEC, "-n", str(ranks)} + tessera(words); }
+Words tessera(const Words& words) { return Words{or_environment(TESSERA_PROGRAM, "TESSERA_PROGRAM")} + words; }
+Words mpiexec(int ranks, const Words& words) { return Words{mpiexec_path(), "-n", str(ranks)} + tessera(words); }
 Words mpiexec(const std::vector<Words>& commands) {
-  Words all = {TESSERA_MPIEXEC};
+  Words all = {mpiexec_path()};
   for (const Words& command : commands) all = all + (all.size() > 1 ? Words{":"} : Words{}) + Words{"-n", "1"} + tessera(command);
   return all;
 }

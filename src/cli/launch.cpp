@@ -36,7 +36,8 @@ FieldList launch_fields(LaunchOptions& o) {
   fields.add("num_processes", &o.num_processes, "ranks (needed)").also({"nproc_per_node"}).from(1).sets_others();
   fields.add("max_restarts", &o.max_restarts, "when a rank dies, start all of them again from the last checkpoint, so often at most")
       .from(0);
-  fields.add("mpiexec", &o.mpiexec, "MPICH's launcher; none: mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
+  fields.add("mpiexec", &o.mpiexec,
+             "MPICH's launcher; none: the one beside the program, else mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("fsdp_sharding_strategy", &o.sharding_strategy, "passed to the command as --sharding_strategy");
   fields.add("cpu", &o.cpu, "as accelerate has it; the device is chosen by --device").also({"use_cpu"});
@@ -84,6 +85,8 @@ std::string find_mpiexec(const std::string& given) {
     if (!path.empty() && is_mpich(path)) return path;
     fail("--mpiexec", str("\"", given, "\" is not MPICH's launcher"), "a launcher whose --version says HYDRA", "apt-get install mpich");
   }
+  const std::string program = own_path(), beside = program.substr(0, program.rfind('/')) + "/mpiexec.hydra";  // of a bundle
+  if (::access(beside.c_str(), X_OK) == 0 && is_mpich(beside)) return beside;
   for (const char* name : {"mpiexec.mpich", "mpiexec.hydra", "mpiexec"})
     if (const std::string path = on_path(name); !path.empty() && is_mpich(path)) return path;
   fail("tessera launch", "MPICH's mpiexec is not on the PATH", "several ranks with MPICH, or one rank without", "apt-get install mpich");

@@ -18,7 +18,8 @@ struct Launch {
 };
 Launch parse_launch(const Arguments&);
 
-// MPICH's launcher: `given` when it is one, else the first on the PATH. Throws Error naming the package when there is none.
+// MPICH's launcher: `given` when it is one, else the one beside the program (of a bundle), else the first on the PATH. Throws Error naming
+// the package when there is none.
 std::string find_mpiexec(const std::string& given);
 
 }  // namespace tessera
