@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 ALLOWED = {  # third-party headers by room (and file, where only that one may)
     "core": {"fmt": None, "spdlog": {"log.cpp"}},
-    "backend": {"dnnl": {"gemm_onednn.cpp"}, "hwy": None, "omp.h": None},
+    "backend": {"dnnl": {"gemm_onednn.cpp"}, "hwy": None, "omp.h": None, "cuda": {"device_cuda.h", "runtime_cuda.cpp"},
+                "cublas": {"blas_library_cuda.h", "blas_library_cuda.cpp", "matmul_cuda.cpp"}},
     "io": {"nlohmann": None, "openssl": None},
     "comm": {"mpi.h": {"mpi.cpp", "mpi_roll_call.h"}},
     "testing": {"gtest": None, "nlohmann": None},
@@ -20,7 +21,7 @@ ALLOWED = {  # third-party headers by room (and file, where only that one may)
     "cli": {"yaml-cpp": None, "nlohmann": None},
 }
 LIBRARIES = ("fmt", "spdlog", "dnnl", "hwy", "omp.h", "nlohmann", "openssl", "curl", "mpi.h", "pcre2", "simdjson",
-             "CLI", "yaml-cpp", "gtest", "benchmark")
+             "CLI", "yaml-cpp", "gtest", "benchmark", "cuda", "cublas", "nccl")
 problems = []
 
 
