@@ -1,5 +1,6 @@
 // Comm: a group of ranks that exchange bytes. Three kinds: single (one rank), local (ranks are threads of one process; for tests), mpi
-// (ranks are processes). Every rank of the group calls the same collectives in the same order.
+// (ranks are processes); for memory of a device see comm/device_comm.h. Every rank of the group calls the same collectives in the same
+// order.
 // Gathers move bytes and are exact. Sums are exchanges followed by our own sum in rank order, so they are the same bits on any number of
 // ranks that present the same addends in the same order.
 // No wait is for ever: past the deadline of the group it throws RankLost.
@@ -51,6 +52,7 @@ class Comm {
   virtual Buffer shared_window(size_t bytes) = 0;
   // How long a rank of this group, and of groups split from it later, waits for the others: 1,800 s when nothing is said.
   virtual void set_deadline(double /*seconds*/) {}
+  virtual double deadline() const { return default_deadline; }  // seconds
   // Ends every rank of the run with this exit code. Does not return: single exits, mpi ends all processes, local throws Error on every
   // rank.
   virtual void abort(int code) = 0;

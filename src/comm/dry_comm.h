@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "comm/comm.h"
+#include "core/ledger.h"
 
 namespace tessera {
 
@@ -13,7 +14,9 @@ struct DryTraffic {
 
 class DryComm final : public Comm {
  public:
-  DryComm(int rank, int ranks, int nodes, DryTraffic& traffic) : rank_(rank), size_(ranks), nodes_(nodes), traffic_(traffic) {}
+  // gpu: the ledger of a GPU whose memory a group of GPUs takes for its sums; null: none is taken.
+  DryComm(int rank, int ranks, int nodes, DryTraffic& traffic, Ledger* gpu = nullptr)
+      : rank_(rank), size_(ranks), nodes_(nodes), traffic_(traffic), gpu_(gpu) {}
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   int node() const override { return int(int64_t(rank_) * nodes_ / size_); }
@@ -33,6 +36,9 @@ class DryComm final : public Comm {
  private:
   const int rank_, size_, nodes_;
   DryTraffic& traffic_;
+  Ledger* const gpu_;
+  size_t exchange_ = 0;  // bytes of the GPU held for sums
+  Charge exchange_charge_;
 };
 
 }  // namespace tessera

@@ -206,6 +206,7 @@ class LocalComm final : public Comm {
   }
   void interrupt() override { run_.end(board_); }
   void set_deadline(double seconds) override { deadline_ = seconds; }
+  double deadline() const override { return deadline_; }
 
  private:
   template <class Read>

@@ -151,6 +151,7 @@ class MpiComm final : public Comm {
   void abort(int code) override;
   void interrupt() override { interrupted_ = true; }
   void set_deadline(double seconds) override { Runtime::start().deadline = deadline_ = seconds; }
+  double deadline() const override { return deadline_; }
 
  private:
   using Requests = std::vector<MPI_Request>;

@@ -23,6 +23,7 @@ class ProfilingComm final : public Comm {
   std::unique_ptr<Comm> split(int color, int key) override;
   Buffer shared_window(size_t bytes) override { return comm_.shared_window(bytes); }
   void set_deadline(double seconds) override { comm_.set_deadline(seconds); }
+  double deadline() const override { return comm_.deadline(); }
   void abort(int code) override { comm_.abort(code); }
   void interrupt() override { comm_.interrupt(); }
 
