@@ -147,6 +147,16 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
            "finds room")
       .one_of({"auto"})
       .or_text("a number");
+  fields
+      .add("use_cpu_offload", &c.use_cpu_offload,
+           "of a GPU: the frozen weights stay in the host's memory, once per machine, and each layer is copied ahead of its use")
+      .also({"fsdp_offload_params"});
+  fields
+      .add("use_activation_cpu_offload", &c.use_activation_cpu_offload,
+           "of a GPU: what is kept of a layer from forward to backward waits in the host's memory; no more is kept than its input")
+      .also({"activation_offloading"});
+  fields.add("optimizer_offload", &c.optimizer_offload,
+             "of a GPU: trained values in fp32 and the optimizer's state live in the host's memory, and the CPU updates them");
   fields.add("force", &c.force, "start although the plan says that it does not fit into the memory");
   fields
       .add("sharding_strategy", &c.sharding_strategy,

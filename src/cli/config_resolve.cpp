@@ -119,6 +119,14 @@ void note_unused(const TrainConfig& c, FieldList& fields, const Said& said, Noti
   if (!has_four_bits(c.train_type)) unused("quant_format"), unused("double_quant");
 }
 
+void note_offload(const TrainConfig& c, const Said& said, Notices& notices) {
+  if (c.device != "cpu") return;
+  for (const auto& [name, asked] : {std::pair{"use_cpu_offload", c.use_cpu_offload},
+                                    {"use_activation_cpu_offload", c.use_activation_cpu_offload},
+                                    {"optimizer_offload", c.optimizer_offload}})
+    if (asked) notices.push_back(str(said(name)->where, " has no effect with device cpu: all numbers live on the host"));
+}
+
 // PEFT's example has its own adapter defaults under TRL's spelling of the model; its switches give it away.
 void note_peft_example(const std::vector<Given>& all, const Said& said, Notices& notices) {
   const bool peft_example = std::any_of(all.begin(), all.end(), [](const Given& g) {
@@ -282,6 +290,7 @@ TrainArguments parse_train(const Arguments& args, bool without_rows) {
     fail("--keep_layers", str("\"", c.keep_layers, "\""), "auto, or a number of layers from 0", "give one of them");
   resolve_train_type(c, spelled, said, out.notices);
   note_unused(c, fields, said, out.notices);
+  note_offload(c, said, out.notices);
   if (has_adapter(c.train_type)) note_peft_example(all, said, out.notices);
   resolve_precision(c, spelled, said);
   resolve_clipping(c, spelled, said, out.notices);

@@ -254,17 +254,26 @@ TEST(TrainConfig, KnownValuesThatAreNotBuilt) {
 
 TEST(TrainConfig, UpstreamFlagsAreRefusedOrSpokenOf) {
   const std::string line = "--model_name m ";
-  for (const char* words :
-       {"--use_cpu_offload true", "--log_to wandb", "--packing True", "--push_to_hub true", "--use_dora True", "--n_bits 3",
-        "--llama_pro_path x", "--profile_memory true", "--use_activation_cpu_offload true", "--report_to wandb"})
+  for (const char* words : {"--log_to wandb", "--packing True", "--push_to_hub true", "--use_dora True", "--n_bits 3", "--llama_pro_path x",
+                            "--profile_memory true", "--report_to wandb"})
     expect_error(line + words, {words, "not yet"});
   expect_error(line + "--packing --n_bits 2", {"--packing true, --n_bits 2", "--packing false, --n_bits 4"});
-  for (const char* words : {"--use_cpu_offload false", "--log_to tqdm", "--log_to stdout", "--packing False", "--report_to none",
-                            "--n_bits 4", "--label_smoothing_factor 0.0", "--profile_memory false", "--add_special_tokens False"})
+  for (const char* words : {"--log_to tqdm", "--log_to stdout", "--packing False", "--report_to none", "--n_bits 4",
+                            "--label_smoothing_factor 0.0", "--profile_memory false", "--add_special_tokens False"})
     EXPECT_EQ(parse(line + words).notices.size(), 1u) << words;
   for (const char* words : {"--low_memory true", "--reentrant_checkpointing true", "--loading_workers 4", "--master_addr a",
                             "--master_port 12356", "--fsdp_use_orig_params false", "--log_level info"})
     EXPECT_TRUE(says(parse(line + words), str(split(words, ' ')[0], " is accepted and has no effect here: "))) << words;
+}
+
+TEST(TrainConfig, OffloadIsSpokenOfWhereTheNumbersLiveOnTheHost) {
+  const std::string line = "--model m --dataset d --device cpu ";
+  for (const char* words : {"--use_cpu_offload true", "--fsdp_offload_params true", "--use_activation_cpu_offload true",
+                            "--activation_offloading true", "--optimizer_offload true"})
+    EXPECT_TRUE(says(parse(line + words), str(split(words, ' ')[0], " has no effect with device cpu"))) << words;
+  EXPECT_TRUE(config(line + "--fsdp_offload_params true").use_cpu_offload);
+  EXPECT_TRUE(config(line + "--activation_offloading true").use_activation_cpu_offload);
+  EXPECT_TRUE(parse(line + "--use_cpu_offload false").notices.empty());
 }
 
 TEST(TrainConfig, UnknownNamesProposeTheNearest) {

@@ -25,7 +25,7 @@ struct LaunchOptions {
   int64_t num_processes = 0, max_restarts = 0;
   std::string mpiexec, sharding_strategy;
   int64_t threads = 0;
-  bool cpu = true;
+  bool cpu = true, offload = false;
 };
 
 FieldList launch_fields(LaunchOptions& o) {
@@ -40,6 +40,7 @@ FieldList launch_fields(LaunchOptions& o) {
              "MPICH's launcher; none: the one beside the program, else mpiexec.mpich, mpiexec.hydra or mpiexec of the PATH");
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("fsdp_sharding_strategy", &o.sharding_strategy, "passed to the command as --sharding_strategy");
+  fields.add("fsdp_offload_params", &o.offload, "passed to the command as --use_cpu_offload");
   fields.add("cpu", &o.cpu, "as accelerate has it; the device is chosen by --device").also({"use_cpu"});
   return fields;
 }
@@ -119,6 +120,7 @@ Launch parse_launch(const Arguments& args) {
   launch.command = line.words;
   if (options.threads > 0) launch.command.push_back(str("--threads=", options.threads));
   if (!options.sharding_strategy.empty()) launch.command.push_back("--sharding_strategy=" + options.sharding_strategy);
+  if (options.offload) launch.command.push_back("--use_cpu_offload=true");
   return launch;
 }
 

@@ -45,7 +45,7 @@ TEST(Launch, UnderstandsAccelerate) {
                                  "--fsdp_sharding_strategy",
                                  "SHARD_GRAD_OP",
                                  "--fsdp_offload_params",
-                                 "false",
+                                 "true",
                                  "--num_cpu_threads_per_process",
                                  "1",
                                  "--use_cpu",
@@ -53,7 +53,7 @@ TEST(Launch, UnderstandsAccelerate) {
                                  "--model",
                                  "m"});
   EXPECT_EQ(l.ranks, 2);
-  EXPECT_EQ(l.command, (Arguments{"train", "--model", "m", "--threads=1", "--sharding_strategy=SHARD_GRAD_OP"}));
+  EXPECT_EQ(l.command, (Arguments{"train", "--model", "m", "--threads=1", "--sharding_strategy=SHARD_GRAD_OP", "--use_cpu_offload=true"}));
   EXPECT_EQ(l.notices.size(), 2u);
 }
 
@@ -64,7 +64,7 @@ TEST(Launch, RefusesByName) {
   EXPECT_TRUE(has(error_of({"--num_processes", "2", "--max_restarts", "1", "eval"}), "--max_restarts"));
   EXPECT_TRUE(has(error_of({"--num_processes", "0", "train"}), "--num_processes: \"0\""));
   EXPECT_TRUE(has(error_of({"--num_processes", "2", "--num_machines", "2", "train"}), "--num_machines 2: not yet built"));
-  EXPECT_TRUE(has(error_of({"--num_processes", "2", "--fsdp_offload_params", "true", "train"}), "not yet built"));
+  EXPECT_TRUE(has(error_of({"--num_processes", "2", "--fsdp_activation_checkpointing", "true", "train"}), "not yet built"));
   EXPECT_TRUE(has(error_of({"--num_procesess", "2", "train"}), "perhaps --num_processes"));
 }
 

@@ -55,6 +55,9 @@ struct TrainConfig {
   std::string precision = "bf16";               // fp32, bf16
   std::string gradient_checkpointing = "auto";  // true, false
   std::string keep_layers = "auto";             // of how many layers all activations are kept
+  bool use_cpu_offload = false;                 // frozen weights stay on the host, of a device
+  bool use_activation_cpu_offload = false;      // layers' inputs wait on the host from forward to backward
+  bool optimizer_offload = false;               // masters and optimizer state live on the host and are updated there
   bool force = false;                           // start although the plan says it does not fit
   std::string sharding_strategy = "full_shard";
   int64_t threads = 0;         // per rank; 0: cores of the node / ranks on it
