@@ -32,8 +32,9 @@ FieldList plan_fields(PlanOptions& o) {
   fields.add("num_processes", &o.num_processes, "ranks in all").also({"nproc_per_node"}).from(1).or_value(0);
   fields.add("num_machines", &o.num_machines, "nodes they are spread over").from(1);
   fields.add("device_memory", &o.device_memory,
-             "each rank has a device with this much (24GB); not given: ranks share the memory of their node");
-  fields.add("host_memory", &o.host_memory, "of a node (128GB); not given: what is free here now");
+             "each rank has a GPU with this much (24GB), also where there is none; not given: what --device has here");
+  fields.add("host_memory", &o.host_memory,
+             "of a node (128GB); not given: what is free here now, and no limit beside GPUs of another machine");
   fields.add("tflops", &o.tflops, "a rank's speed of products in 1e12 FLOP/s; 0: measured here, or that of a usual device of this memory")
       .from(0);
   fields.add("memory_bandwidth", &o.memory_bandwidth, "of a rank, GB/s; 0: likewise").from(0);
@@ -91,28 +92,41 @@ size_t read_bytes(const std::string& text, const char* flag) {
 struct Device {
   double gigabytes;
   const char* name;
-  double bf16, f32, bytes, received;
+  double bf16, f32, bytes, received, copied;
 };
-const Device devices[] = {{24, "an RTX 3090", 71e12, 35.6e12, 0.936e12, 12e9},
-                          {48, "an RTX A6000", 155e12, 38.7e12, 0.768e12, 25e9},
-                          {80, "an A100", 312e12, 19.5e12, 2.0e12, 200e9},
-                          {1e9, "an H200", 790e12, 67e12, 4.3e12, 350e9}};
+const Device devices[] = {{24, "an RTX 3090", 71e12, 35.6e12, 0.936e12, 12e9, 24e9},
+                          {48, "an RTX A6000", 155e12, 38.7e12, 0.768e12, 25e9, 24e9},
+                          {80, "an A100", 312e12, 19.5e12, 2.0e12, 200e9, 24e9},
+                          {1e9, "an H200", 790e12, 67e12, 4.3e12, 350e9, 50e9}};
+
+// GPUs that are here, or (--device_memory) anywhere; with the speeds of a usual one of that memory.
+void add_gpu(PlanMachine& m, const PlanOptions& o, const TrainConfig& c, std::string& speeds) {
+  m.device = "cuda", m.own_memory = true;
+  if (!o.device_memory.empty()) {
+    m.rank_memory = read_bytes(o.device_memory, "--device_memory");
+  } else if (cuda_devices() == 0) {
+    fail("--device cuda", "there is no GPU here", "a plan for GPUs of a given memory", "add --device_memory 24GB");
+  } else {
+    m.rank_memory = make_backend("cuda", int(c.threads))->free_memory();
+    m.host_memory = make_backend("cpu", 1)->free_memory();
+  }
+  if (!o.host_memory.empty()) m.host_memory = read_bytes(o.host_memory, "--host_memory");
+  const Device* d = devices;
+  while (double(m.rank_memory) > d->gigabytes * 1.05 * 0x1p30) ++d;
+  m.speed = {d->f32, d->bf16, d->bytes};
+  m.bytes_received = d->received, m.bytes_copied = d->copied;
+  speeds = str("those of ", d->name);
+}
 
 PlanMachine machine_of(const PlanOptions& o, const TrainConfig& c, int64_t world_size, std::string& speeds) {
   PlanMachine m;
   m.ranks = int(o.num_processes ? o.num_processes : std::max<int64_t>(1, world_size));
   m.nodes = int(o.num_machines);
-  m.rows = o.device_memory.empty() ? bytes_of_rows(o.rows, o.rows * c.context_length) : 0;
+  m.rows = bytes_of_rows(o.rows, o.rows * c.context_length);
   if (m.nodes > m.ranks) fail("--num_machines", str(m.nodes), str("at most --num_processes, ", m.ranks), "give each machine a rank");
   const int here = (m.ranks + m.nodes - 1) / m.nodes;
-  if (!o.device_memory.empty()) {
-    m.own_memory = true;
-    m.rank_memory = read_bytes(o.device_memory, "--device_memory");
-    const Device* d = devices;
-    while (double(m.rank_memory) > d->gigabytes * 1.05 * 0x1p30) ++d;
-    m.speed = {d->f32, d->bf16, d->bytes};
-    m.bytes_received = d->received;
-    speeds = str("those of ", d->name);
+  if (!o.device_memory.empty() || starts_with(c.device, "cuda")) {
+    add_gpu(m, o, c, speeds);
   } else {
     const auto backend = make_backend("cpu", int(c.threads));
     m.rank_memory = (o.host_memory.empty() ? backend->free_memory() : read_bytes(o.host_memory, "--host_memory")) / size_t(here);
@@ -140,7 +154,7 @@ const std::vector<Column>& columns() {
       {"trained", {"trainable values", "trainable values in compute precision"}},
       {"gradients", {"gradients", "squares of gradients", "gradient of a layer", "gradient of the embedding, norm and head"}},
       {"optimizer", {"optimizer state"}},
-      {"gathered", {"gathered weights", "gathered trainable values"}},
+      {"gathered", {"gathered weights", "copied weights", "gathered trainable values"}},
       {"saved", {"saved activations"}},
       {"logits", {"logits and loss"}},
       {"saving", {"checkpoint snapshot", "gathered for saving"}},
@@ -156,6 +170,22 @@ size_t column_of(const std::string& holder) {
 }
 
 std::string padded(const std::string& text) { return std::string(text.size() < 11 ? 11 - text.size() : 1, ' ') + text; }
+
+// Of each holder the most of all phases.
+void print_host(const Plan& p) {
+  std::vector<Ledger::Holder> most;
+  for (const auto& phase : p.host_phases)
+    for (const auto& h : phase.holders) {
+      const auto at = std::find_if(most.begin(), most.end(), [&](const auto& m) { return m.what == h.what; });
+      if (at == most.end())
+        most.push_back(h);
+      else
+        at->bytes = std::max(at->bytes, h.bytes);
+    }
+  std::string text = str("host     ", human_bytes(p.host_needed()), " of the node's memory at most; each rank");
+  for (const auto& h : most) text += str(" ", h.what, " ", human_bytes(h.bytes), ",");
+  std::puts(str(text, " ", human_bytes(plan_gpu_host_constant), " for code and libraries").c_str());
+}
 
 void print_phases(const Plan& p) {
   std::string head = "phase   ";
@@ -186,11 +216,14 @@ void print(const PlanOptions& o, const TrainConfig& c, const Plan& p, const std:
   print_phases(p);
   line("");
   line(plan_line(p));
-  line(str("         ", human_bytes(plan_constant), " of it for code, libraries and the kernels' own buffers"));
+  line(str("         ", human_bytes(p.constant()), " of it for ",
+           p.machine.gpu() ? "CUDA's context and libraries (an estimate)" : "code, libraries and the kernels' own buffers"));
+  if (p.machine.gpu()) print_host(p);
   const int here = (p.machine.ranks + p.machine.nodes - 1) / p.machine.nodes;
   if (!p.machine.own_memory)
     line(str("node     ", human_bytes(p.needed() * size_t(here)), " for its ", here, here == 1 ? " rank" : " ranks"));
   line(str("work     ", human_count(p.flops), "FLOP and ", human_bytes(size_t(p.bytes_moved)), " moved per rank and step"));
+  if (p.copied > 0) line(str("copies   ", human_bytes(size_t(p.copied)), " between host and device per rank and step, while it computes"));
   if (p.machine.ranks > 1)
     line(str("exchange each rank receives ", human_bytes(size_t(p.gathered)), " of weights, while it computes, and ",
              human_bytes(size_t(p.reduced)), " of gradients per step"));
@@ -204,7 +237,8 @@ void print(const PlanOptions& o, const TrainConfig& c, const Plan& p, const std:
   line(str("fits     batches of up to ", largest_batch(c, p.machine), " rows at this context; contexts of up to ",
            largest_context(c, p.machine), " at this batch"));
   if (p.fits()) return;
-  line(str("DOES NOT FIT: ", human_bytes(p.needed() - p.machine.rank_memory), " too much"));
+  line(p.fits_host() ? str("DOES NOT FIT: ", human_bytes(p.needed() - p.machine.rank_memory), " too much")
+                     : str("DOES NOT FIT: ", human_bytes(p.host_needed() - p.machine.host_memory), " too much on the host"));
   const auto advice = plan_advice(c, p.machine);
   for (const auto& text : advice) line("  " + text);
   if (advice.empty()) line("  none of the changes I know makes it fit");

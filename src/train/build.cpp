@@ -139,6 +139,7 @@ ModelRequest model_request(const TrainConfig& c) {
   r.peft.base_model_name_or_path = c.model;
   r.compute = compute_dtype(c.precision);
   r.strategy = c.sharding_strategy;
+  if (c.use_cpu_offload) r.frozen_place = FrozenPlace::host;
   r.seed = c.seed;
   return r;
 }

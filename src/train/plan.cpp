@@ -36,8 +36,10 @@ struct DryRun {
       : config(c),
         machine(m),
         profile(rank),
-        backend(std::make_unique<DryBackend>(), profile),
-        comm(rank, m.ranks, m.nodes, traffic),
+        owned(std::make_unique<DryBackend>(m.gpu())),
+        dry(*owned),
+        backend(std::move(owned), profile),
+        comm(rank, m.ranks, m.nodes, traffic, m.device == "cuda" ? &backend.ledger() : nullptr),
         model(request(keeping), comm, backend),
         optimizer(model.model, model.sharded, backend, {}),
         batch(full_batch(c, c.batch_size)) {
@@ -53,6 +55,8 @@ struct DryRun {
   const TrainConfig& config;
   const PlanMachine& machine;
   Profile profile;
+  std::unique_ptr<DryBackend> owned;  // by `backend`, from its making
+  const DryBackend& dry;
   ProfilingBackend backend;
   DryTraffic traffic;
   DryComm comm;
@@ -69,7 +73,7 @@ ModelRequest DryRun::request(Keeping keeping) const {
   r.values = false;
   r.init = "random";
   r.keeping = keeping;
-  if (machine.own_memory) r.frozen_place = FrozenPlace::gathered;
+  if (machine.own_memory && !machine.gpu()) r.frozen_place = FrozenPlace::gathered;
   return r;
 }
 
@@ -87,7 +91,7 @@ void DryRun::step() {
   count_exchange(1);
   optimizer.step(1, config.lr, 1);
   backend.ledger().enter("save");
-  writing = Charge(backend.ledger(), "gathered for saving", saves(config) ? gather_bytes(model, comm) : 0);
+  writing = Charge(backend.host_ledger(), "gathered for saving", saves(config) ? gather_bytes(model, comm) : 0);
   if (!snapshot) writing = Charge();  // else what follows is computed meanwhile
   model.pass.train(batch, 1);
   count_exchange(double(config.gradient_accumulation_steps - 1));
@@ -95,6 +99,7 @@ void DryRun::step() {
 
 Plan DryRun::go() {
   step();
+  const double copied = dry.copied();
   if (!config.eval_dataset.empty()) model.pass.evaluate(batch);
   // Two micro-batches were run; the optimizer's part is small beside them.
   const double scale = double(config.gradient_accumulation_steps) / 2;
@@ -111,10 +116,14 @@ Plan DryRun::go() {
   plan.trains = model.model.trainable_parameters();
   plan.phases = backend.ledger().peaks();
   plan.peak = backend.ledger().peak();
+  if (machine.gpu()) plan.host_phases = backend.host_ledger().peaks(), plan.host_peak = backend.host_ledger().peak();
+  plan.arena = model.arena.high_water();
   plan.tokens = config.batch_size * config.context_length * config.gradient_accumulation_steps * machine.ranks;
+  plan.copied = scale * copied;
   plan.compute_seconds = plan.step_seconds = scale * seconds_of(average, machine.speed);
+  if (machine.bytes_copied > 0) plan.step_seconds = std::max(plan.step_seconds, plan.copied / machine.bytes_copied);
   if (machine.bytes_received > 0)
-    plan.step_seconds = std::max(plan.compute_seconds, plan.gathered / machine.bytes_received) + plan.reduced / machine.bytes_received;
+    plan.step_seconds = std::max(plan.step_seconds, plan.gathered / machine.bytes_received) + plan.reduced / machine.bytes_received;
   return std::move(plan);
 }
 
@@ -127,13 +136,20 @@ Plan dry_run_of_all(const TrainConfig& c, const PlanMachine& machine, Keeping ke
 
 }  // namespace
 
-PlanMachine this_machine(Comm& comm, const Backend& backend) {
+PlanMachine this_machine(Comm& comm, Backend& backend) {
   int64_t on_node = 0;
   for (const int64_t node : gather_values(comm, int64_t(comm.node()))) on_node += node == comm.node();
-  const auto mine = gather_values(comm, int64_t(backend.free_memory()) / on_node);
+  const auto least = [&](size_t mine) {
+    const auto all = gather_values(comm, int64_t(mine));
+    return size_t(*std::min_element(all.begin(), all.end()));
+  };
   PlanMachine m;
   m.ranks = comm.size(), m.nodes = comm.nodes();
-  m.rank_memory = size_t(*std::min_element(mine.begin(), mine.end()));
+  m.own_memory = !backend.host_can_read();
+  m.rank_memory = least(backend.free_memory() / (m.own_memory ? 1 : size_t(on_node)));
+  if (!m.own_memory) return m;
+  m.device = backend.native(Lane::exchange) ? "cuda" : "cuda_host";
+  m.host_memory = least(make_backend("cpu", 1)->free_memory());
   return m;
 }
 

@@ -16,21 +16,29 @@ namespace tessera {
 // What one rank has, and how quick it is.
 struct PlanMachine {
   int ranks = 1, nodes = 1;
-  bool own_memory = false;    // each rank has a device of its own: frozen weights are shards that are gathered, not one copy per node
-  size_t rank_memory = 0;     // bytes a rank may hold in all
-  size_t rows = 0;            // bytes of the data's rows, of which every rank has a copy
-  ProfileLimits speed;        // of a rank; 0: unknown
-  double bytes_received = 0;  // per second, by a rank from the others; 0: unknown
+  std::string device = "cpu";  // or "cuda"; "cuda_host": a GPU whose exchanges pass through the host (tests)
+  bool own_memory = false;     // each rank has a device of its own: frozen weights are shards that are gathered, not one copy per node
+  size_t rank_memory = 0;      // bytes a rank may hold in all, of its device where that has memory of its own
+  size_t host_memory = 0;      // bytes the ranks of a node may hold on the host beside their devices; 0: unknown
+  size_t rows = 0;             // bytes of the data's rows, of which every rank has a copy
+  ProfileLimits speed;         // of a rank; 0: unknown
+  double bytes_received = 0;   // per second, by a rank from the others; 0: unknown
+  double bytes_copied = 0;     // per second, by a device from its host; 0: unknown
+  bool gpu() const { return device != "cpu"; }
+  int ranks_of_node() const { return (ranks + nodes - 1) / nodes; }
 };
 
-// This machine's memory that is free now, shared by the ranks on it; the least of all ranks. Speeds are not known. Collective.
-PlanMachine this_machine(Comm&, const Backend&);
+// This machine's memory that is free now, shared by the ranks on it unless each has its own; the least of all ranks. Speeds are not known.
+// Collective.
+PlanMachine this_machine(Comm&, Backend&);
 
 // Bytes of so many rows and tokens in memory.
 inline size_t bytes_of_rows(int64_t rows, int64_t tokens) { return size_t(rows) * sizeof(Example) + size_t(tokens) * 2 * sizeof(int32_t); }
 
 // Code, libraries, stacks and the kernels' packing buffers: what a process holds beside the ledger. Measured: docs/benchmarks.md.
 constexpr size_t plan_constant = size_t(96) << 20;
+// Of a GPU: context, libraries and their kernels. Of the process beside it: driver, libraries, their buffers. Estimates, not yet measured.
+constexpr size_t plan_gpu_constant = size_t(614) << 20, plan_gpu_host_constant = size_t(512) << 20;
 // Of their limits (FLOPs and bytes) steps reach this share. Measured: docs/benchmarks.md.
 constexpr double plan_share_of_limit = 0.8;
 
@@ -40,12 +48,21 @@ struct Plan {
   int64_t layers = 0, parameters = 0, trains = 0;
   std::vector<Ledger::Peak> phases;              // of the rank that holds most
   size_t peak = 0;                               // of the phases
+  std::vector<Ledger::Peak> host_phases;         // beside a device: what this rank holds on the host
+  size_t host_peak = 0;                          // of them
+  size_t arena = 0;                              // bytes of the arena at most
   int64_t tokens = 0;                            // of a step, all ranks
   double flops = 0, bytes_moved = 0;             // of a step, this rank
   double gathered = 0, reduced = 0;              // bytes this rank receives in a step; gathers run beside the computation
+  double copied = 0;                             // bytes between device and host in a step, beside the computation
   double compute_seconds = 0, step_seconds = 0;  // 0: speeds unknown
-  size_t needed() const { return peak + plan_constant + machine.rows; }
-  bool fits() const { return machine.rank_memory == 0 || needed() <= machine.rank_memory; }
+  size_t constant() const { return machine.gpu() ? plan_gpu_constant : plan_constant; }
+  size_t needed() const { return peak + constant() + (machine.gpu() ? 0 : machine.rows); }
+  size_t host_needed() const {  // by all ranks of a node, beside their devices
+    return machine.gpu() ? size_t(machine.ranks_of_node()) * (host_peak + plan_gpu_host_constant + machine.rows) : 0;
+  }
+  bool fits_host() const { return machine.host_memory == 0 || host_needed() <= machine.host_memory; }
+  bool fits() const { return (machine.rank_memory == 0 || needed() <= machine.rank_memory) && fits_host(); }
 };
 
 // One dry run of this rank with these activations kept: a step of full rows, and a checkpoint when one is due.

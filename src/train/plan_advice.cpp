@@ -13,12 +13,19 @@ struct Asked {
 };
 
 // With as little kept as the flags allow; of the first rank. Others differ by a grain of each unit, some KiB.
-size_t least_memory(const Asked& a) {
+Plan least(const Asked& a) {
   const Keeping keeping{a.config.gradient_checkpointing == "false" ? Keeping::all_layers : 0, false};
-  return dry_run(a.config, a.machine, keeping, 0).needed();
+  return dry_run(a.config, a.machine, keeping, 0);
 }
 
-bool fits(const Asked& a) { return least_memory(a) <= a.machine.rank_memory; }
+// A host that is too small counts as a rank's memory that is too small in the same ratio.
+size_t least_memory(const Asked& a) {
+  const Plan p = least(a);
+  if (p.fits_host()) return p.needed();
+  return std::max(p.needed(), size_t(double(a.machine.rank_memory) * double(p.host_needed()) / double(a.machine.host_memory)) + 1);
+}
+
+bool fits(const Asked& a) { return least(a).fits(); }
 
 // The largest n in [1, most] with memory(n) <= limit; 0: none. Memory grows with n, nearly in a line, so the next guess lies on the line
 // between what fits and what does not.
@@ -75,6 +82,18 @@ const std::vector<Change>& changes() {
          if (a.machine.ranks == 1) return std::string();
          return set<std::string>(a.config.sharding_strategy, "full_shard", "--sharding_strategy full_shard");
        }},
+      {"layers' inputs wait on the host; no cost in numbers",
+       [](Asked& a) {
+         if (!a.machine.gpu() || a.config.gradient_checkpointing == "false") return std::string();
+         return set(a.config.use_activation_cpu_offload, true, "--use_activation_cpu_offload true");
+       }},
+      {"frozen weights stay on the host and are copied ahead; no cost in numbers",
+       [](Asked& a) {
+         if (!a.machine.gpu() || a.config.train_type == "full") return std::string();
+         return set(a.config.use_cpu_offload, true, "--use_cpu_offload true");
+       }},
+      {"the optimizer works on the host; more time per step",
+       [](Asked& a) { return a.machine.gpu() ? set(a.config.optimizer_offload, true, "--optimizer_offload true") : std::string(); }},
       {"half the bytes; other numbers in the last digits",
        [](Asked& a) { return set<std::string>(a.config.precision, "bf16", "--precision bf16"); }},
       {"a base of 4 bits instead of 16; a slightly worse model",
@@ -136,7 +155,9 @@ std::vector<std::string> plan_advice(const TrainConfig& c, const PlanMachine& ma
     const std::string flag = change.change(alone);
     if (flag.empty()) continue;
     const auto line = [&](const std::string& what, const Asked& a) {
-      return str(what, ": ", human_bytes(least_memory(a)), "; ", change.cost);
+      const Plan p = least(a);
+      const std::string host = a.machine.gpu() ? str(", ", human_bytes(p.host_needed()), " on the host") : "";
+      return str(what, ": ", human_bytes(p.needed()), host, "; ", change.cost);
     };
     if (fits(alone)) {
       out.push_back(line(flag, alone));

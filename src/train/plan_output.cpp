@@ -23,21 +23,29 @@ const Ledger::Peak& highest(const Plan& p) {
   return *out;
 }
 
+Json json_of(const std::vector<Ledger::Peak>& phases) {
+  Json out = Json::array();
+  for (const auto& phase : phases) {
+    Json holders = Json::object();
+    for (const auto& h : phase.holders) holders[h.what] = h.bytes;
+    out.push_back({{"phase", phase.phase}, {"bytes", phase.bytes}, {"holders", holders}});
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string plan_line(const Plan& p) {
   std::string text = str("plan     ", human_bytes(p.needed()), p.machine.ranks > 1 ? " per rank" : "", " at most (", highest(p).phase, ")");
   if (p.machine.rank_memory) text += str(" of ", human_bytes(p.machine.rank_memory));
+  if (p.machine.gpu()) {
+    text += str("; on the host ", human_bytes(p.host_needed()), p.machine.ranks_of_node() > 1 ? " per node" : "");
+    if (p.machine.host_memory) text += str(" of ", human_bytes(p.machine.host_memory));
+  }
   return str(text, "; ", kept_text(p));
 }
 
 std::string plan_json(const TrainConfig& c, const Plan& p) {
-  Json phases = Json::array();
-  for (const auto& phase : p.phases) {
-    Json holders = Json::object();
-    for (const auto& h : phase.holders) holders[h.what] = h.bytes;
-    phases.push_back({{"phase", phase.phase}, {"bytes", phase.bytes}, {"holders", holders}});
-  }
   const Json out = {{"model", c.model},
                     {"train_type", c.train_type},
                     {"precision", c.precision},
@@ -48,23 +56,31 @@ std::string plan_json(const TrainConfig& c, const Plan& p) {
                     {"ranks", p.machine.ranks},
                     {"nodes", p.machine.nodes},
                     {"own_memory", p.machine.own_memory},
+                    {"device", p.machine.device},
+                    {"use_cpu_offload", c.use_cpu_offload},
+                    {"use_activation_cpu_offload", c.use_activation_cpu_offload},
+                    {"optimizer_offload", c.optimizer_offload},
                     {"layers", p.layers},
                     {"keep_layers", p.keeping.layers},
                     {"keep_attention", p.keeping.attention},
                     {"parameters", p.parameters},
                     {"trainable", p.trains},
-                    {"phases", phases},
+                    {"phases", json_of(p.phases)},
                     {"peak_bytes", p.peak},
-                    {"constant_bytes", plan_constant},
+                    {"constant_bytes", p.constant()},
                     {"rows_bytes", p.machine.rows},
                     {"needed_bytes", p.needed()},
                     {"rank_memory_bytes", p.machine.rank_memory},
+                    {"host_phases", json_of(p.host_phases)},
+                    {"host_needed_bytes", p.host_needed()},
+                    {"host_memory_bytes", p.machine.host_memory},
                     {"fits", p.fits()},
                     {"tokens_per_step", p.tokens},
                     {"flops_per_step", p.flops},
                     {"bytes_moved_per_step", p.bytes_moved},
                     {"bytes_gathered_per_step", p.gathered},
                     {"bytes_reduced_per_step", p.reduced},
+                    {"bytes_copied_per_step", p.copied},
                     {"compute_seconds_per_step", p.compute_seconds},
                     {"seconds_per_step", p.step_seconds}};
   return out.dump(1) + "\n";
@@ -74,8 +90,12 @@ void refuse_unfitting(const TrainConfig& c, const Plan& p) {
   if (p.fits()) return;
   std::string advice;
   for (const auto& line : plan_advice(c, p.machine)) advice += str(advice.empty() ? "" : "\n             or ", line);
-  fail("the memory plan", str(human_bytes(p.needed()), p.machine.ranks > 1 ? " per rank" : "", " at most, in ", highest(p).phase),
-       str(human_bytes(p.machine.rank_memory), p.machine.ranks > 1 ? " per rank" : "", ", what is free"),
+  const bool host = !p.fits_host();
+  const char* each = host ? (p.machine.ranks_of_node() > 1 ? " per node, beside the devices" : " beside the device")
+                          : (p.machine.ranks > 1 ? " per rank" : "");
+  fail("the memory plan",
+       host ? str(human_bytes(p.host_needed()), each, " at most") : str(human_bytes(p.needed()), each, " at most, in ", highest(p).phase),
+       str(human_bytes(host ? p.machine.host_memory : p.machine.rank_memory), each, ", what is free"),
        str(advice.empty() ? "a smaller model, or more machines" : advice, "; --force starts all the same"));
 }
 
