@@ -27,11 +27,11 @@ struct LayerCase {
   bool trains, bias;
   int64_t rank, window;
 };
-class LayerGradients : public testing::TestWithParam<LayerCase> {};
+class LayerGradients : public CasesOnDevices<LayerCase> {};
 
 TEST_P(LayerGradients, MatchFiniteDifferences) {
-  const LayerCase& c = GetParam();
-  NnTest t;
+  const auto& [device, c] = GetParam();
+  NnTest t(device);
   const Context ctx = t.context(2, 7, 6);
   DecoderLayer l = tiny_layer(t, c.trains, c.bias, c.rank, c.window);
   const Tensor x = t.memory.random(Dtype::f32, {14, 16}, 3), y = t.memory.zeros(Dtype::f32, {14, 16}),
@@ -54,13 +54,17 @@ TEST_P(LayerGradients, MatchFiniteDifferences) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, LayerGradients,
-                         testing::Values(LayerCase{"full", true, true, 0, 0}, LayerCase{"lora", false, false, 2, 0},
-                                         LayerCase{"lora_window", false, true, 2, 3}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         testing::Combine(testing::ValuesIn(f32_devices()),
+                                          testing::Values(LayerCase{"full", true, true, 0, 0}, LayerCase{"lora", false, false, 2, 0},
+                                                          LayerCase{"lora_window", false, true, 2, 3})),
+                         device_case_name<LayerCase>);
+
+class DecoderLayerTest : public OnDevices {};
+INSTANTIATE_TEST_SUITE_P(Devices, DecoderLayerTest, testing::ValuesIn(f32_devices()), device_name);
 
 // The recompute of the backward pass fills `saved` as the forward pass does, without forming y.
-TEST(DecoderLayer, RecomputeEqualsForward) {
-  NnTest t;
+TEST_P(DecoderLayerTest, RecomputeEqualsForward) {
+  NnTest t(GetParam());
   const Context ctx = t.context(2, 5, 6);
   const DecoderLayer l = tiny_layer(t, false, false, 2, 0);
   const Tensor x = t.memory.random(Dtype::f32, {10, 16}, 3), y = t.memory.zeros(Dtype::f32, {10, 16});
@@ -79,8 +83,8 @@ TEST(DecoderLayer, RecomputeEqualsForward) {
 }
 
 // Tokens through the cache, one call or several, give what one call over all of them gives.
-TEST(DecoderLayer, CacheEqualsWholeRow) {
-  NnTest t;
+TEST_P(DecoderLayerTest, CacheEqualsWholeRow) {
+  NnTest t(GetParam());
   const DecoderLayer l = tiny_layer(t, false, false, 0, 4);
   Context whole = t.context(1, 9, 6);
   const Tensor x = t.memory.random(Dtype::f32, {9, 16}, 3), y = t.memory.zeros(Dtype::f32, {9, 16}),
@@ -91,7 +95,7 @@ TEST(DecoderLayer, CacheEqualsWholeRow) {
   for (const int64_t count : {5, 1, 3}) {
     Context ctx = t.context(1, count, 6);
     ctx.cos = whole.cos, ctx.sin = whole.sin;
-    for (int64_t i = 0; i < count; ++i) ctx.positions.as<int32_t>()[i] = int32_t(cache.length + i);
+    ctx.positions = t.list(Dtype::i32, {1, count}, [&](int64_t i) { return double(cache.length + i); });
     ctx.cache = &cache;
     DecoderSaved s = take_saved(l, {.x = x.rows_from(cache.length, count)}, ctx);
     decoder_forward(part.rows_from(cache.length, count), l, s, ctx);

@@ -16,11 +16,11 @@ struct LinearCase {
   float dropout;
 };
 
-class LinearGradients : public testing::TestWithParam<LinearCase> {};
+class LinearGradients : public CasesOnDevices<LinearCase> {};
 
 TEST_P(LinearGradients, MatchFiniteDifferences) {
-  const LinearCase& c = GetParam();
-  NnTest t;
+  const auto& [device, c] = GetParam();
+  NnTest t(device);
   Context ctx = t.context(2, 5, 4);
   ctx.training = true;
   Linear l = t.linear("mlp.up_proj", 7, 6, 1, c.trains, c.bias, c.rank, c.dropout);
@@ -41,14 +41,18 @@ TEST_P(LinearGradients, MatchFiniteDifferences) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, LinearGradients,
-                         testing::Values(LinearCase{"dense", true, false, 0, 0}, LinearCase{"bias", true, true, 0, 0},
-                                         LinearCase{"adapter", false, false, 3, 0},
-                                         LinearCase{"adapter_on_training_base", true, true, 2, 0},
-                                         LinearCase{"dropout", false, false, 3, 0.4f}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         testing::Combine(testing::ValuesIn(f32_devices()),
+                                          testing::Values(LinearCase{"dense", true, false, 0, 0}, LinearCase{"bias", true, true, 0, 0},
+                                                          LinearCase{"adapter", false, false, 3, 0},
+                                                          LinearCase{"adapter_on_training_base", true, true, 2, 0},
+                                                          LinearCase{"dropout", false, false, 3, 0.4f})),
+                         device_case_name<LinearCase>);
 
-TEST(Linear, GradientsOfParametersAccumulateAndThatOfXOverwrites) {
-  NnTest t;
+class LinearTest : public OnDevices {};
+INSTANTIATE_TEST_SUITE_P(Devices, LinearTest, testing::ValuesIn(f32_devices()), device_name);
+
+TEST_P(LinearTest, GradientsOfParametersAccumulateAndThatOfXOverwrites) {
+  NnTest t(GetParam());
   const Context ctx = t.context(1, 4, 4);
   Linear l = t.linear("q", 5, 6, 1, true, true, 2);
   const Tensor x = t.memory.random(Dtype::f32, {4, 6}, 2), y = t.memory.zeros(Dtype::f32, {4, 5}),
@@ -73,20 +77,21 @@ TEST(Linear, GradientsOfParametersAccumulateAndThatOfXOverwrites) {
 }
 
 // A quantized base computes with exactly its decoded weights.
-TEST(Linear, Nf4BaseIsItsDecodedMatrix) {
-  NnTest t;
+TEST_P(LinearTest, Nf4BaseIsItsDecodedMatrix) {
+  NnTest t(GetParam());
   const Context ctx = t.context(1, 3, 4);
   for (const bool nested : {false, true}) {
     Linear l;
     l.weight = make_weight(find_format("nf4"), nested, 8, 64, Dtype::f32, false);
     auto& codes = std::get<Codebook4>(l.weight.store);
-    parts(l.weight, [&](const char*, Param& p) { p.value = t.memory.zeros(p.value.dtype, p.value.shape); });
-    for (int64_t i = 0; i < codes.codes.value.size(); ++i) codes.codes.value.as<uint8_t>()[i] = uint8_t(i * 37);
+    const auto fill = [&](Param& p, auto value) { p.value = t.list(p.value.dtype, p.value.shape, value); };
+    fill(codes.codes, [](int64_t i) { return double(uint8_t(i * 37)); });
     if (nested) {
-      for (int64_t i = 0; i < 8; ++i) codes.absmax_codes.value.as<uint8_t>()[i] = uint8_t(100 + 20 * i);
-      codes.nested_absmax.value.as<float>()[0] = 0.3f, codes.nested_offset.value.as<float>()[0] = 0.7f;
+      fill(codes.absmax_codes, [](int64_t i) { return double(uint8_t(100 + 20 * i)); });
+      fill(codes.nested_absmax, [](int64_t) { return 0.3; });
+      fill(codes.nested_offset, [](int64_t) { return 0.7; });
     } else {
-      for (int64_t i = 0; i < 8; ++i) codes.absmax.value.as<float>()[i] = 0.1f * float(i + 1);
+      fill(codes.absmax, [](int64_t i) { return double(0.1f * float(i + 1)); });
     }
     const Tensor w = t.memory.zeros(Dtype::f32, {8, 64}), x = t.memory.random(Dtype::f32, {3, 64}, 6),
                  y = t.memory.zeros(Dtype::f32, {3, 8}), dy = t.memory.random(Dtype::f32, {3, 8}, 7),
@@ -94,12 +99,13 @@ TEST(Linear, Nf4BaseIsItsDecodedMatrix) {
     decode(w, codes, t.memory.zeros(Dtype::f32, {8}));
     linear_forward(y, l, x, nullptr, ctx);
     linear_backward(dx, false, {{l, dy, {}}}, x, ctx);
+    const std::vector<double> ws = to_doubles(w), xs = to_doubles(x), dys = to_doubles(dy);
     std::vector<double> wanted(24, 0), wanted_dx(192, 0);
     for (int r = 0; r < 3; ++r)
       for (int o = 0; o < 8; ++o)
         for (int i = 0; i < 64; ++i) {
-          wanted[size_t(r * 8 + o)] += double(x.as<float>()[r * 64 + i]) * w.as<float>()[o * 64 + i];
-          wanted_dx[size_t(r * 64 + i)] += double(dy.as<float>()[r * 8 + o]) * w.as<float>()[o * 64 + i];
+          wanted[size_t(r * 8 + o)] += xs[size_t(r * 64 + i)] * ws[size_t(o * 64 + i)];
+          wanted_dx[size_t(r * 64 + i)] += dys[size_t(r * 8 + o)] * ws[size_t(o * 64 + i)];
         }
     expect_close(y, wanted, 1e-6, "y");
     expect_close(dx, wanted_dx, 1e-6, "dx");
@@ -107,8 +113,8 @@ TEST(Linear, Nf4BaseIsItsDecodedMatrix) {
 }
 
 // Dropout acts in training only, and its mask belongs to the sample, not to its place in the batch.
-TEST(Linear, DropoutBelongsToTheSample) {
-  NnTest t;
+TEST_P(LinearTest, DropoutBelongsToTheSample) {
+  NnTest t(GetParam());
   Context ctx = t.context(2, 7, 4);
   const Linear l = t.linear("v", 5, 6, 1, false, false, 2, 0.5f);
   const Tensor x = t.memory.random(Dtype::f32, {14, 6}, 2), y = t.memory.zeros(Dtype::f32, {14, 5}),
@@ -119,7 +125,7 @@ TEST(Linear, DropoutBelongsToTheSample) {
   EXPECT_NE(to_doubles(y), to_doubles(still));
   Context second = t.context(1, 7, 4);
   second.training = true;
-  second.row_keys.as<int64_t>()[0] = 101;
+  second.row_keys = t.memory.of(Dtype::i64, {1}, {101});
   const Tensor alone = t.memory.zeros(Dtype::f32, {7, 5});
   linear_forward(alone, l, x.rows_from(7, 7), nullptr, second);
   EXPECT_EQ(to_doubles(alone), to_doubles(y.rows_from(7, 7)));

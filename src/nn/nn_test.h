@@ -1,29 +1,42 @@
-// What the tests of this room share: an arena, a context for (B, T) rows, layers with memory.
+// What the tests of this room share: an arena, a context for (B, T) rows, layers with memory; cases on every device.
 #pragma once
+#include <gtest/gtest.h>
+
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "nn/context.h"
 #include "nn/linear.h"
 #include "testing/gradients.h"
+#include "testing/test_backend.h"
 
 namespace tessera {
 
 struct NnTest {
-  explicit NnTest(int threads = 1)
-      : backend(make_backend("cpu", threads)), memory(*backend), arena(backend.get(), backend->allocate(size_t(256) << 20, "test arena")) {}
+  explicit NnTest(const char* device, size_t arena_bytes = size_t(16) << 20)
+      : backend(make_test_backend(device, 1)),
+        memory(*backend, size_t(16) << 20),
+        arena(backend.get(), backend->allocate(arena_bytes, "test arena")) {}
 
   // Positions count from 0 in each row; documents start at 0; half of head size D rotated by made-up angles.
   Context context(int64_t B, int64_t T, int64_t D, Dtype dtype = Dtype::f32) {
     Context ctx(arena);
     ctx.dtype = dtype, ctx.B = B, ctx.T = T;
-    ctx.positions = memory.zeros(Dtype::i32, {B, T});
+    ctx.positions = list(Dtype::i32, {B, T}, [&](int64_t i) { return double(i % T); });
     ctx.starts = memory.zeros(Dtype::i32, {B, T});
-    ctx.row_keys = memory.zeros(Dtype::i64, {B});
-    for (int64_t i = 0; i < B * T; ++i) ctx.positions.as<int32_t>()[i] = int32_t(i % T);
-    for (int64_t b = 0; b < B; ++b) ctx.row_keys.as<int64_t>()[b] = 100 + b;
+    ctx.row_keys = list(Dtype::i64, {B}, [](int64_t b) { return double(100 + b); });
     ctx.cos = memory.random(Dtype::f32, {T, D / 2}, 11);
     ctx.sin = memory.random(Dtype::f32, {T, D / 2}, 12);
     return ctx;
+  }
+
+  // Elements value(0), value(1), ...
+  template <class F>
+  Tensor list(Dtype dtype, Shape shape, F&& value) {
+    std::vector<double> values(size_t(shape.size()));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = value(int64_t(i));
+    return memory.of(dtype, shape, values);
   }
 
   Param param(Shape shape, uint64_t seed, float scale, bool trains) {
@@ -48,6 +61,24 @@ struct NnTest {
   TestMemory memory;
   Arena arena;
 };
+
+// Devices with f32 rows.
+inline std::vector<const char*> f32_devices() {
+  std::vector<const char*> out;
+  for (const DeviceRow& row : every_device())
+    if (row.dtype == Dtype::f32) out.push_back(row.device);
+  return out;
+}
+
+// Tests of one device, or of a device and a case with a name.
+class OnDevices : public testing::TestWithParam<const char*> {};
+template <class Case>
+class CasesOnDevices : public testing::TestWithParam<std::tuple<const char*, Case>> {};
+inline std::string device_name(const testing::TestParamInfo<const char*>& info) { return info.param; }
+template <class Case>
+std::string device_case_name(const testing::TestParamInfo<std::tuple<const char*, Case>>& info) {
+  return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
+}
 
 // The trainable arrays of anything with parts(): values and gradients in one order.
 struct Trainable {

@@ -1,7 +1,7 @@
 #include "nn/root.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cassert>
 
 #include "ops/cross_entropy.h"
 #include "ops/elementwise.h"
@@ -21,34 +21,25 @@ int64_t chunk_rows(int64_t rows, int64_t V, Dtype dtype) {
 
 const Param& head_of(const Root& root) { return root.head ? *root.head : root.embed; }
 
-Tensor host_ids(const std::vector<int32_t>& ids, const Context& ctx) {
-  const Tensor t = ctx.arena.take(Dtype::i32, {int64_t(ids.size())}, "row numbers");
-  std::memcpy(t.data, ids.data(), ids.size() * sizeof(int32_t));
-  return t;
-}
-
 // The listed rows of x, and their norm.
 struct HeadInput {
   Tensor x, normed, rstd;
 };
-HeadInput head_input(const Root& root, Tensor x, Tensor index, const Context& ctx) {
-  HeadInput in{ctx.take(index.size(), root.C, "head rows"), ctx.take(index.size(), root.C, "head input"),
-               ctx.arena.take(Dtype::f32, {index.size()}, "norm scales")};
-  gather_rows(in.x, x, index);
+HeadInput head_input(const Root& root, Tensor x, Tensor rows, const Context& ctx) {
+  HeadInput in{ctx.take(rows.size(), root.C, "head rows"), ctx.take(rows.size(), root.C, "head input"),
+               ctx.arena.take(Dtype::f32, {rows.size()}, "norm scales")};
+  gather_rows(in.x, x, rows);
   rmsnorm(in.normed, in.rstd, in.x, root.norm.value, root.eps);
   return in;
 }
 
-double sum_of_rows(Tensor loss) {
-  double sum = 0;
-  for (int64_t i = 0; i < loss.size(); ++i) sum += loss.as<float>()[i];
-  return sum;
+Tensor part_of(Tensor list, int64_t begin, int64_t count) {
+  return list.reshaped({list.size(), 1}).rows_from(begin, count).reshaped({count});
 }
 
-// Logits, loss and (scale != 0) their gradient, chunk by chunk; dnormed (rows, C) is filled when given.
-double chunked_loss(const Root& root, Tensor normed, Tensor labels, Tensor dnormed, float scale, const Context& ctx) {
+// Logits, losses and (scale != 0) their gradient, chunk by chunk; dnormed (rows, C) is filled when given.
+void chunked_loss(Tensor losses, const Root& root, Tensor normed, Tensor labels, Tensor dnormed, float scale, const Context& ctx) {
   const Param& head = head_of(root);
-  double sum = 0;
   const int64_t chunk = chunk_rows(normed.rows(), root.V, ctx.dtype);
   for (int64_t begin = 0; begin < normed.rows(); begin += chunk) {
     const ArenaScope scope(ctx.arena);
@@ -56,15 +47,12 @@ double chunked_loss(const Root& root, Tensor normed, Tensor labels, Tensor dnorm
     const Tensor x = normed.rows_from(begin, n);
     const Tensor logits = ctx.take(n, root.V, "logits");
     gemm(logits, x, Trans::no, head.value, Trans::yes);
-    const Tensor loss = ctx.arena.take(Dtype::f32, {n}, "row losses");
     const Tensor dlogits = dnormed.empty() ? Tensor{} : logits;
-    cross_entropy(loss, dlogits, logits, labels.reshaped({labels.size(), 1}).rows_from(begin, n).reshaped({n}), scale);
-    sum += sum_of_rows(loss);
+    cross_entropy(part_of(losses, begin, n), dlogits, logits, part_of(labels, begin, n), scale);
     if (dnormed.empty()) continue;
     gemm(dnormed.rows_from(begin, n), dlogits, Trans::no, head.value, Trans::no);
     if (head.trains) gemm(head.grad, dlogits, Trans::yes, x, Trans::no, 1, true);
   }
-  return sum;
 }
 
 }  // namespace
@@ -77,29 +65,25 @@ void root_embed_backward(const Root& root, Tensor dx, Tensor ids) {
   if (root.embed.trains) embedding_backward(root.embed.grad, dx.reshaped({ids.shape.dim[0], ids.shape.dim[1], root.C}), ids);
 }
 
-double root_loss(const Root& root, Tensor x, const std::vector<int32_t>& targets, Tensor dx, float scale, const Context& ctx) {
-  const ArenaScope scope(ctx.arena);
-  std::vector<int32_t> index, labels;
-  for (size_t i = 0; i < targets.size(); ++i)
-    if (targets[i] >= 0) index.push_back(int32_t(i)), labels.push_back(targets[i]);
-  if (index.empty()) {
+void root_loss(Tensor losses, const Root& root, Tensor x, const Targets& targets, Tensor dx, float scale, const Context& ctx) {
+  assert(losses.size() == targets.rows.size() && losses.size() == targets.labels.size());
+  if (losses.size() == 0) {
     if (!dx.empty()) fill_zero(dx);
-    return 0;
+    return;
   }
-  const Tensor rows = host_ids(index, ctx);
-  const HeadInput in = head_input(root, x, rows, ctx);
+  const ArenaScope scope(ctx.arena);
+  const HeadInput in = head_input(root, x, targets.rows, ctx);
   const Tensor dnormed = dx.empty() ? Tensor{} : ctx.take(in.x.rows(), root.C, "head gradient");
-  const double sum = chunked_loss(root, in.normed, host_ids(labels, ctx), dnormed, dx.empty() ? 0 : scale, ctx);
-  if (dx.empty()) return sum;
+  chunked_loss(losses, root, in.normed, targets.labels, dnormed, dx.empty() ? 0 : scale, ctx);
+  if (dx.empty()) return;
   const Tensor drows = ctx.take(in.x.rows(), root.C, "head row gradient");
   rmsnorm_backward(drows, root.norm.grad, dnormed, in.x, root.norm.value, in.rstd);
-  scatter_rows(dx, drows, rows);
-  return sum;
+  scatter_rows(dx, drows, targets.rows);
 }
 
-void root_logits(Tensor logits, const Root& root, Tensor x, const std::vector<int32_t>& index, const Context& ctx) {
+void root_logits(Tensor logits, const Root& root, Tensor x, Tensor rows, const Context& ctx) {
   const ArenaScope scope(ctx.arena);
-  const HeadInput in = head_input(root, x, host_ids(index, ctx), ctx);
+  const HeadInput in = head_input(root, x, rows, ctx);
   gemm(logits, in.normed, Trans::no, head_of(root).value, Trans::yes);
 }
 

@@ -18,13 +18,18 @@ struct Root {
 void root_embed(Tensor x, const Root&, Tensor ids);
 void root_embed_backward(const Root&, Tensor dx, Tensor ids);
 
-// Loss of the rows that have a target. x (rows, C); targets (rows), -100 where no loss is taken (host).
-// Returns the sum over targets of -log p, in double, rows in order. When dx is given (rows, C): dx = gradient of sum * scale, and the
-// gradients of norm and head accumulate. Logits are formed in chunks of rows, never whole.
-double root_loss(const Root&, Tensor x, const std::vector<int32_t>& targets, Tensor dx, float scale, const Context&);
+// The rows of x that have a target.
+struct Targets {
+  Tensor rows;    // (n) i32, ascending
+  Tensor labels;  // (n) i32
+};
 
-// Logits (count, V) f32 of the rows listed in `index` (host), for generation and tests.
-void root_logits(Tensor logits, const Root&, Tensor x, const std::vector<int32_t>& index, const Context&);
+// losses (n) f32 = -log p of each target. x (rows, C). When dx is given (rows, C): dx = gradient of their sum * scale, and the gradients of
+// norm and head accumulate. Logits are formed in chunks of rows, never whole. n may be 0.
+void root_loss(Tensor losses, const Root&, Tensor x, const Targets&, Tensor dx, float scale, const Context&);
+
+// Logits (n, V) f32 of the listed rows (n) i32 of x, for generation and tests.
+void root_logits(Tensor logits, const Root&, Tensor x, Tensor rows, const Context&);
 
 template <class V>
 void parts(Root& r, V&& v) {

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <cassert>
 #include <cmath>
 #include <limits>
-#include <span>
 
 namespace tessera {
 
@@ -28,14 +26,11 @@ Wide units(double x, int exponent) {
   return shift > -64 ? mantissa >> -shift : 0;
 }
 
-std::span<const double> sums_of(Tensor blocks) { return {blocks.as<const double>(), size_t(blocks.size())}; }
-
 }  // namespace
 
-void SquareSum::add(Tensor blocks) {
-  assert(blocks.dtype == Dtype::f64);
+void SquareSum::add(std::span<const double> blocks) {
   blocks_.push_back(blocks);
-  for (const double sum : sums_of(blocks))
+  for (const double sum : blocks)
     if (!(sum <= largest_)) largest_ = std::isfinite(sum) ? sum : std::numeric_limits<double>::infinity();
 }
 
@@ -47,8 +42,8 @@ int SquareSum::exponent_for(double largest_of_all) {
 SquareSum::Total SquareSum::total(int exponent) const {
   Wide sum = 0;
   if (!finite()) return split(sum);
-  for (const Tensor& blocks : blocks_)
-    for (const double block : sums_of(blocks)) sum += units(block, exponent);
+  for (const auto& blocks : blocks_)
+    for (const double block : blocks) sum += units(block, exponent);
   return split(sum);
 }
 

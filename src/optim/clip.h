@@ -3,16 +3,15 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <vector>
-
-#include "core/tensor.h"
 
 namespace tessera {
 
 // Sums of squares, ready to be added up in any order. Two passes because the common scale needs the largest block sum of all ranks.
 class SquareSum {
  public:
-  void add(Tensor blocks);                     // f64, of square_sums(); they stay where they are until the last total()
+  void add(std::span<const double> blocks);    // of square_sums(), in host memory; they stay where they are until the last total()
   double largest() const { return largest_; }  // block sum here; infinity when one is not finite, so a maximum over ranks tells all
   // The total in units of 2^exponent, as two words. exponent = from the largest of all ranks.
   struct Total {
@@ -26,7 +25,7 @@ class SquareSum {
   bool finite() const { return std::isfinite(largest_); }
 
  private:
-  std::vector<Tensor> blocks_;
+  std::vector<std::span<const double>> blocks_;
   double largest_ = 0;
 };
 

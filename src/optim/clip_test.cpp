@@ -3,26 +3,29 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <span>
 
 #include "backend/backend.h"
 #include "core/rng.h"
 #include "ops/adamw.h"
 #include "testing/golden.h"
 #include "testing/gradients.h"
+#include "testing/test_backend.h"
 
 namespace tessera {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-class ClipTest : public testing::Test {
+class ClipTest : public testing::TestWithParam<const char*> {
  protected:
-  Tensor blocks(Tensor x) {
+  std::span<const double> blocks(Tensor x) {
     const Tensor sums = memory_.zeros(Dtype::f64, {(x.size() + 63) / 64});
     square_sums(sums, x);
-    return sums;
+    return read_.emplace_back(to_doubles(sums));
   }
   // The square of the norm when the given tensors of each rank are summed on that rank.
   double square(const std::vector<std::vector<Tensor>>& ranks) {
@@ -42,16 +45,26 @@ class ClipTest : public testing::Test {
     x.shape = {end - begin};
     return x;
   }
-  std::unique_ptr<Backend> backend_ = make_backend("cpu", 2);
+  std::unique_ptr<Backend> backend_ = make_test_backend(GetParam(), 2);
   TestMemory memory_{*backend_};
+  std::deque<std::vector<double>> read_;
 };
+// Devices with f32 rows.
+std::vector<const char*> f32_devices() {
+  std::vector<const char*> out;
+  for (const DeviceRow& row : every_device())
+    if (row.dtype == Dtype::f32) out.push_back(row.device);
+  return out;
+}
 
-TEST_F(ClipTest, AnyCutGivesTheSameBits) {
+INSTANTIATE_TEST_SUITE_P(Devices, ClipTest, testing::ValuesIn(f32_devices()), [](const auto& info) { return std::string(info.param); });
+
+TEST_P(ClipTest, AnyCutGivesTheSameBits) {
   const int64_t blocks = 500, n = 64 * blocks - 17;
-  const Tensor x = memory_.random(Dtype::f32, {n}, 11);
-  for (int64_t i = 0; i < n; ++i) x.as<float>()[i] *= std::exp2(float(i % 37 - 18));  // block sums of very different size
-  double plain = 0;
-  for (int64_t i = 0; i < n; ++i) plain += double(x.as<float>()[i]) * x.as<float>()[i];
+  std::vector<double> values = to_doubles(memory_.random(Dtype::f32, {n}, 11));
+  for (size_t i = 0; i < values.size(); ++i) values[i] *= std::exp2(double(i % 37) - 18);  // block sums of very different size
+  const Tensor x = memory_.of(Dtype::f32, {n}, values);
+  const double plain = std::inner_product(values.begin(), values.end(), values.begin(), 0.0);
   const double whole = square({{x}});
   EXPECT_NEAR(whole, plain, 1e-12 * plain);
 
@@ -68,12 +81,12 @@ TEST_F(ClipTest, AnyCutGivesTheSameBits) {
   }
 }
 
-TEST_F(ClipTest, ExtremeSizes) {
+TEST_P(ClipTest, ExtremeSizes) {
   EXPECT_EQ(square({{memory_.zeros(Dtype::f32, {1000})}}), 0);
   EXPECT_EQ(square({{}, {}}), 0);
   for (const double size : {1e-30, 1e-20, 1.0, 1e20, 1e30}) {
     const Tensor x = memory_.of(Dtype::f32, {300}, std::vector<double>(300, size));
-    const double one = x.as<float>()[0];
+    const double one = to_doubles(x)[0];
     EXPECT_NEAR(square({{x}}), 300 * one * one, 1e-12 * 300 * one * one) << size;
   }
   const Tensor large = memory_.of(Dtype::f32, {64}, std::vector<double>(64, 1e30));
@@ -81,7 +94,7 @@ TEST_F(ClipTest, ExtremeSizes) {
   EXPECT_EQ(square({{large}, {small}}), square({{large}}));
 }
 
-TEST_F(ClipTest, NotFinite) {
+TEST_P(ClipTest, NotFinite) {
   for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
     SquareSum sum;
     sum.add(blocks(memory_.random(Dtype::f32, {640}, 1)));
@@ -92,7 +105,7 @@ TEST_F(ClipTest, NotFinite) {
   }
 }
 
-TEST_F(ClipTest, Golden) {
+TEST_P(ClipTest, Golden) {
   NEEDS_SHARED();
   const Json cases = Json::parse(shared_text("golden/quant/optim/clip_grad_norm.json"))["cases"];
   const GoldenFile golden("golden/quant/optim/clip_grad_norm.safetensors");
@@ -118,18 +131,19 @@ TEST_F(ClipTest, Golden) {
     if (row["dtype"] != "float32" || max_norm == 0) continue;  // bf16: torch rounds the products; 0: we do not clip
     for (size_t i = 0; i < gradients.size(); ++i) {
       const auto clipped = golden.doubles(row["clipped"][i]);
-      for (size_t k = 0; k < clipped.size(); ++k)
-        ASSERT_NEAR(gradients[i].as<float>()[k] * coefficient, clipped[k], 1e-6 * std::abs(clipped[k]));
+      const auto given = to_doubles(gradients[i]);
+      for (size_t k = 0; k < clipped.size(); ++k) ASSERT_NEAR(float(given[k]) * coefficient, clipped[k], 1e-6 * std::abs(clipped[k]));
     }
   }
 }
 
 // Sums far below the largest are cut off to whole units, as a shift of their bits; numbers too small for an exponent field as well.
-TEST_F(ClipTest, SmallSumsAreCutOff) {
+TEST(SquareSum, SmallSumsAreCutOff) {
   const double largest = 0x1.8p0;  // a unit is 2^-80
   const auto total = [&](double sum) {
     SquareSum s;
-    s.add(memory_.of(Dtype::f64, {2}, {largest, sum}));
+    const double sums[] = {largest, sum};
+    s.add(sums);
     const SquareSum::Total t = s.total(SquareSum::exponent_for(largest));
     EXPECT_EQ(t.high, 0x18000) << sum;
     return t.low;
@@ -143,7 +157,8 @@ TEST_F(ClipTest, SmallSumsAreCutOff) {
   EXPECT_EQ(total(0x1.0000000000001p-30), uint64_t(1) << 50);
   EXPECT_EQ(total(0x1p-1074), 0u);
   SquareSum tiny;
-  tiny.add(memory_.of(Dtype::f64, {2}, {0x1p-1074, 0x1p-1073}));
+  const double sums[] = {0x1p-1074, 0x1p-1073};
+  tiny.add(sums);
   EXPECT_EQ(SquareSum::value(tiny.total(SquareSum::exponent_for(0x1p-1073)), SquareSum::exponent_for(0x1p-1073)), 3 * 0x1p-1074);
 }
 

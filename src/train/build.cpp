@@ -1,5 +1,6 @@
 #include "train/build.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -72,18 +73,58 @@ Sources open_sources(const ModelRequest& r, const ModelConfig& config) {
   return s;
 }
 
-void load_all(LoadedModel& m) {
+// Where a unit is loaded: in its place, or, when that is memory of a device, beside it on the host.
+class Staging {
+ public:
+  Staging(Sharded& sharded, Backend& device) : sharded_(sharded), device_(device), host_(host_backend(device)) {}
+  size_t bytes() const {
+    size_t most = 0;
+    for (int u = 0; u < sharded_.units(); ++u) most = std::max(most, frozen_bytes(u) + values_bytes(u));
+    return most;
+  }
+  void take() {
+    if (const size_t n = bytes()) memory_ = device_.reserve_pinned(n, "scratch of loading");
+  }
+  Backend& home() const { return host_ ? *host_ : device_; }
+  std::byte* frozen(int unit) const { return frozen_bytes(unit) ? memory_.data() : sharded_.frozen_shard(unit); }
+  float* values(int unit) const {
+    return values_bytes(unit) ? reinterpret_cast<float*>(memory_.data() + frozen_bytes(unit)) : sharded_.values(unit).as<float>();
+  }
+  void place(int unit) const {
+    if (const size_t n = frozen_bytes(unit)) device_.copy(sharded_.frozen_shard(unit), frozen(unit), n);
+    if (const size_t n = values_bytes(unit)) device_.copy(sharded_.values(unit).data, values(unit), n);
+  }
+
+ private:
+  size_t frozen_bytes(int unit) const { return staged(sharded_.frozen_shard(unit), sharded_.frozen_range(unit).size()); }
+  size_t values_bytes(int unit) const { return staged(sharded_.values(unit).data, sharded_.values(unit).bytes()); }
+  size_t staged(const void* place, size_t bytes) const { return bytes && device_.on_device(place) ? bytes : 0; }
+
+  Sharded& sharded_;
+  Backend& device_;
+  const std::unique_ptr<Backend> host_;
+  Buffer memory_;
+};
+
+void load_all(LoadedModel& m, Staging& staging) {
   const Sources sources = open_sources(m.request, m.config);
   if (sources.adapter) check_adapter(m.model, *sources.adapter);
+  staging.take();
+  const Exchange exchange = [&](std::vector<float>& v, Range mine) { exchange_values(m.comm, v, mine); };
   Progress progress(m.request.quantized ? str("loading and quantizing to ", m.request.quant_format) : "loading", m.sharded.units());
   for (int u = 0; u < m.sharded.units(); ++u) {
-    load_unit(
-        m.model, u, sources.source, m.sharded.frozen_range(u), m.sharded.frozen_shard(u), m.sharded.trainable_range(u),
-        m.sharded.values(u).as<float>(), [&](std::vector<float>& v, Range mine) { exchange_values(m.comm, v, mine); }, &m.backend);
+    load_unit(m.model, u, sources.source, m.sharded.frozen_range(u), staging.frozen(u), m.sharded.trainable_range(u), staging.values(u),
+              exchange, &staging.home());
+    staging.place(u);
     if (sources.base) sources.base->forget_pages();
     progress.at(u + 1, human_bytes(resident_bytes()));
   }
   m.sharded.loaded();
+}
+
+Buffer arena_memory(const ModelRequest& r, Backend& b) {
+  const size_t unlimited = b.host_can_read() ? b.total_memory() : b.free_memory() / 2;
+  return b.reserve(r.arena_bytes ? r.arena_bytes : unlimited, "activations");
 }
 
 // An adapter from a folder brings its own rank, scale and targets; dropout and the base's name are this run's.
@@ -104,13 +145,17 @@ LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
       config(read_model_config(r.folder)),
       peft(adapter_config(r)),
       model(make_model(config, model_options(r, peft, config))),
-      sharded(c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place),
-      arena(&b, b.reserve(b.total_memory(), "activations"), &b.ledger()),
+      device_comm(make_device_comm(c, b)),
+      sharded(device_comm ? *device_comm : c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place),
+      arena(&b, arena_memory(r, b), &b.ledger()),
       pass(model, sharded, b, arena, r.seed) {
-  const Charge scratch(b.ledger(), "scratch of loading", load_scratch(model));
-  if (r.values) load_all(*this);
+  Staging staging(sharded, b);
+  const Charge scratch(b.host_ledger(), "scratch of loading", load_scratch(model) + staging.bytes());
+  if (r.values) load_all(*this, staging);
   pass.keep(r.keeping);
 }
+
+std::unique_ptr<Backend> host_backend(const Backend& b) { return b.host_can_read() ? nullptr : make_backend("cpu", b.threads()); }
 
 Dtype compute_dtype(const std::string& precision) {
   if (precision == "fp32") return Dtype::f32;
@@ -155,11 +200,11 @@ DatasetOptions dataset_options(const TrainConfig& c, const std::string& dataset)
   return o;
 }
 
-int rank_threads(const std::string& device, int64_t asked, Comm& comm) {
+int rank_threads(const std::string& /*device*/, int64_t asked, Comm& comm) {
   if (asked > 0) return int(asked);
   int64_t on_node = 0;
   for (const int64_t node : gather_values(comm, int64_t(comm.node()))) on_node += node == comm.node();
-  return std::max(1, int(make_backend(device, 0)->threads() / on_node));
+  return std::max(1, int(make_backend("cpu", 0)->threads() / on_node));  // of the host, whatever the device
 }
 
 void report_rows(const Dataset& data, const char* what) {

@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "comm/comm.h"
+#include "comm/device_comm.h"
 #include "data/dataset.h"
 #include "models/peft.h"
 #include "train/config.h"
@@ -27,8 +28,9 @@ struct ModelRequest {
   Dtype compute = Dtype::f32;
   std::string strategy = "full_shard";
   FrozenPlace frozen_place = FrozenPlace::automatic;
-  Keeping keeping;     // of activations
-  bool values = true;  // false: nothing is read and no value is made; for the memory plan
+  Keeping keeping;         // of activations
+  size_t arena_bytes = 0;  // room for them; 0: no limit, and on a device, which commits it at once, half of what is free
+  bool values = true;      // false: nothing is read and no value is made; for the memory plan
   uint64_t seed = 42;
 };
 
@@ -43,10 +45,14 @@ struct LoadedModel {
   ModelConfig config;
   PeftConfig peft;  // of the adapter, when there is one
   Model model;
+  std::unique_ptr<Comm> device_comm;  // for memory of a device, when `comm` cannot reach it
   Sharded sharded;
   Arena arena;
   Pass pass;
 };
+
+// For work on host memory that this backend cannot reach: one of the CPU with its threads. Null when it can.
+std::unique_ptr<Backend> host_backend(const Backend&);
 
 Dtype compute_dtype(const std::string& precision);  // fp32 -> f32, bf16 -> bf16; throws for others
 ModelRequest model_request(const TrainConfig&);

@@ -126,19 +126,34 @@ void start_from_checkpoint(ModelRequest& r, const std::string& folder) {
   r.new_adapter = true;
 }
 
+namespace {
+
+// What `mine` owns of a tensor, into its place in an array of owned values.
+void read_owned(const CheckpointReader& reader, const char* state, const PartPlace& p, Range mine, Tensor to, std::vector<float>& storage) {
+  const Range own = intersect(p.element_range(), mine);
+  if (!own.size()) return;
+  const auto begin = int64_t(own.begin - p.begin), count = int64_t(own.size());
+  float* const place = to.as<float>() + (own.begin - mine.begin);
+  if (!to.home->on_device(to.data)) return reader.read(state, p.name, begin, count, place);
+  storage.resize(own.size());
+  reader.read(state, p.name, begin, count, storage.data());
+  to.home->copy(place, storage.data(), own.size() * sizeof(float));
+}
+
+}  // namespace
+
 void load_state(LoadedModel& m, Optimizer* optimizer, const std::string& folder) {
   const CheckpointReader reader = CheckpointReader::open(folder);
   check_tensors(m.model, reader);
+  std::vector<float> storage;
   for (int unit = 0; unit < m.sharded.units(); ++unit) {
     const Range mine = m.sharded.trainable_range(unit);
     for (const PartPlace& p : m.model.units[size_t(unit)].parts) {
-      const Range own = p.trains ? intersect(p.element_range(), mine) : Range{};
-      if (!own.size()) continue;
-      const auto read = [&](const char* state, Tensor to) {
-        reader.read(state, p.name, int64_t(own.begin - p.begin), int64_t(own.size()), to.as<float>() + (own.begin - mine.begin));
-      };
-      read("values", m.sharded.values(unit));
-      if (optimizer) read("exp_avg", optimizer->exp_avg(unit)), read("exp_avg_sq", optimizer->exp_avg_sq(unit));
+      if (!p.trains) continue;
+      read_owned(reader, "values", p, mine, m.sharded.values(unit), storage);
+      if (!optimizer) continue;
+      read_owned(reader, "exp_avg", p, mine, optimizer->exp_avg(unit), storage);
+      read_owned(reader, "exp_avg_sq", p, mine, optimizer->exp_avg_sq(unit), storage);
     }
     reader.forget_pages();
   }

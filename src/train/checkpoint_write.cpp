@@ -1,6 +1,7 @@
 #include "train/checkpoint_write.h"
 
 #include <algorithm>
+#include <span>
 
 #include "core/text.h"
 
@@ -51,18 +52,27 @@ void write_optimizer(const OutputSource& from, const StateOf& state, const std::
 
 // What this rank's shares hold of each tensor.
 void write_shard(const Model& model, const StateOf& state, const std::string& path) {
+  struct Piece {
+    Share share;
+    Range own;
+  };
+  std::map<std::string, Piece> pieces;
   std::vector<TensorToWrite> tensors;
   for (size_t s = 0; s < state_names.size(); ++s)
     for (int unit = 0; unit <= model.root_unit(); ++unit) {
       const Share mine = state(s, unit);
       for (const PartPlace& p : model.units[size_t(unit)].parts) {
         const Range own = p.trains ? intersect(p.element_range(), mine.range) : Range{};
-        if (own.size())
-          tensors.push_back(
-              {str(state_names[s], ":", p.name), Dtype::f32, {int64_t(own.size())}, mine.values + (own.begin - mine.range.begin)});
+        if (!own.size()) continue;
+        tensors.push_back({str(state_names[s], ":", p.name), Dtype::f32, {int64_t(own.size())}, nullptr});
+        pieces[tensors.back().name] = {mine, own};
       }
     }
-  write_safetensors(path, tensors, {});
+  std::vector<float> storage;
+  write_safetensors(path, tensors, {}, [&](const TensorToWrite& t) {
+    const Piece& piece = pieces.at(t.name);
+    return std::as_bytes(std::span(read_share(piece.share, piece.own, storage), piece.own.size()));
+  });
 }
 
 // Which rank's file holds which elements, from every rank's ranges. Collective.
@@ -199,9 +209,9 @@ StateOf live_state(LoadedModel& m, const Optimizer& optimizer) {
   return [&m, &optimizer, everywhere](size_t state, int unit) {
     const Range owned = m.sharded.trainable_range(unit);
     const Tensor array = state == 0 ? m.sharded.values(unit) : state == 1 ? optimizer.exp_avg(unit) : optimizer.exp_avg_sq(unit);
-    if (!everywhere) return Share{owned, array.as<float>()};
-    const Range even = even_share(owned.end, m.comm.rank(), m.comm.size());
-    return Share{even, array.as<float>() + even.begin};
+    Share share = share_of(array, owned);
+    if (everywhere) share.range = even_share(owned.end, m.comm.rank(), m.comm.size()), share.values += share.range.begin;
+    return share;
   };
 }
 
@@ -211,7 +221,7 @@ Snapshot::Snapshot(const StateOf& live, int units, Backend& backend) : live_(liv
     begins_.push_back(total_);
     total_ += ranges_.back().size();
   }
-  if (total_) memory_ = backend.allocate(state_names.size() * total_ * sizeof(float), "checkpoint snapshot");
+  if (total_) memory_ = backend.allocate_pinned(state_names.size() * total_ * sizeof(float), "checkpoint snapshot");
 }
 
 Share Snapshot::share(size_t state, int unit) const {

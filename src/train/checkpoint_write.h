@@ -17,10 +17,11 @@ inline constexpr std::array state_names = {"values", "exp_avg", "exp_avg_sq"};
 // What this rank writes of array `state` (of state_names). Over all ranks the shares of a unit are disjoint and complete.
 using StateOf = std::function<Share(size_t state, int unit)>;
 
-// The state itself, valid and changing as long as these live. Where every rank holds all, each writes an even part.
+// The state itself, valid and changing as long as these live, in the memory where it is. Where every rank holds all, each writes an even
+// part.
 StateOf live_state(LoadedModel&, const Optimizer&);
 
-// A copy of the state. Memory is taken once; "checkpoint snapshot".
+// A copy of the state in host memory. It is taken once; "checkpoint snapshot".
 class Snapshot {
  public:
   Snapshot(const StateOf& live, int units, Backend&);

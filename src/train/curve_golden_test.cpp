@@ -1,6 +1,7 @@
 // Forty steps of training against transformers.Trainer: loss, gradient norm and rate at every step, final weights, optimizer moments.
 #include <cmath>
 #include <sstream>
+#include <tuple>
 
 #include "io/file.h"
 #include "io/safetensors.h"
@@ -75,6 +76,20 @@ std::string quantized_folder(const std::string& base, const TestFolder& folder) 
   return folder.path("model");
 }
 
+void expect_steps(const std::string& output, const TrainConfig& c, const Curve& curve, const GoldenJson& facts) {
+  const auto log = log_lines(output);
+  ASSERT_EQ(log.size(), size_t(c.max_steps));
+  for (size_t i = 0; i < log.size(); ++i) {
+    const auto& wanted = facts.at("steps").at(i);
+    const auto relative = [&](const char* key) { return std::abs(log[i].at(key).get<double>() / wanted.at(key).get<double>() - 1); };
+    EXPECT_LT(relative("loss"), curve.loss) << "step " << i + 1;
+    EXPECT_LT(relative("grad_norm"), curve.norm) << "step " << i + 1;
+    EXPECT_NEAR(log[i].at("learning_rate").get<double>(), wanted.at("learning_rate").get<double>(), 1e-12 * c.lr);
+    EXPECT_EQ(log[i].at("target_tokens"), wanted.at("target_tokens"));
+    EXPECT_EQ(log[i].at("tokens"), wanted.at("input_tokens"));
+  }
+}
+
 class CurveTest : public testing::TestWithParam<Curve> {};
 
 TEST_P(CurveTest, FollowsTrainer) {
@@ -88,17 +103,8 @@ TEST_P(CurveTest, FollowsTrainer) {
   if (facts.contains("quantized_base")) c.model = quantized_folder(facts.at("quantized_base").get<std::string>(), base);
   train(c, *make_single_comm());
 
-  const auto log = log_lines(out.path());
-  ASSERT_EQ(log.size(), facts.at("steps").size());
-  for (size_t i = 0; i < log.size(); ++i) {
-    const auto& wanted = facts.at("steps").at(i);
-    const auto relative = [&](const char* key) { return std::abs(log[i].at(key).get<double>() / wanted.at(key).get<double>() - 1); };
-    EXPECT_LT(relative("loss"), curve.loss) << "step " << i + 1;
-    EXPECT_LT(relative("grad_norm"), curve.norm) << "step " << i + 1;
-    EXPECT_NEAR(log[i].at("learning_rate").get<double>(), wanted.at("learning_rate").get<double>(), 1e-12 * c.lr);
-    EXPECT_EQ(log[i].at("target_tokens"), wanted.at("target_tokens"));
-    EXPECT_EQ(log[i].at("tokens"), wanted.at("input_tokens"));
-  }
+  ASSERT_EQ(size_t(c.max_steps), facts.at("steps").size());
+  expect_steps(out.path(), c, curve, facts);
 
   const bool full = c.train_type == std::string("full");
   const TensorFiles final = TensorFiles::open(out.path(full ? "model.safetensors" : "adapter_model.safetensors"));
@@ -131,6 +137,28 @@ INSTANTIATE_TEST_SUITE_P(Golden, CurveTest,
                                          Curve{"lora_bf16_autocast", "lora", "bf16", 1.5e-2, 5e-2, 5e-2},
                                          Curve{"qlora_nf4_bf16", "qlora", "bf16", 1.5e-2, 5e-2, 5e-2}),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// The first five steps on every device: the rate of none of them depends on how many follow.
+class CurveOnDevices : public testing::TestWithParam<std::tuple<const char*, Curve>> {};
+
+TEST_P(CurveOnDevices, FollowsTrainer) {
+  NEEDS_SHARED();
+  const auto& [device, curve] = GetParam();
+  const GoldenJson facts = golden_json(std::string("golden/train/curves/") + curve.name + ".json");
+  const TestFolder out, base;
+  TrainConfig c = curve_config(curve, facts, out.path());
+  c.model = quantized_folder(facts.at("quantized_base").get<std::string>(), base);
+  c.max_steps = c.save_steps = 5;
+  c.device = device;
+  train(c, *make_single_comm(), {}, {}, [](std::string_view name, int threads) { return make_test_backend(name, threads); });
+  expect_steps(out.path(), c, curve, facts);
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, CurveOnDevices,
+                         testing::Combine(testing::ValuesIn(f32_devices()),
+                                          testing::Values(Curve{"qlora_nf4_fp32", "qlora", "fp32", 1e-5, 1e-4, 0},
+                                                          Curve{"qlora_nf4_bf16", "qlora", "bf16", 1.5e-2, 5e-2, 0})),
+                         [](const auto& info) { return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name; });
 
 }  // namespace
 }  // namespace tessera

@@ -79,7 +79,7 @@ TrainConfig resolved(TrainConfig c, const std::optional<Resumed>& resumed, int r
 
 // Everything of one run, in the order it is made.
 struct Run {
-  Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program);
+  Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const MakeBackend& make);
   TrainResult go(const std::function<void()>& on_start);
 
  private:
@@ -151,11 +151,11 @@ void check_saving(const TrainConfig& c) {
          str("set --eval_steps ", c.save_steps));
 }
 
-Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program)
+Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const MakeBackend& make)
     : resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir, comm)),
       config_(resolved(c, resumed_, comm.size())),
       comm_(comm),
-      backend_(profiled(make_backend(c.device, rank_threads(c.device, c.threads, comm)))),
+      backend_(profiled(make(c.device, rank_threads(c.device, c.threads, comm)))),
       tokenizer_(load_tokenizer(c.model)),
       model_config_(read_model_config(c.model)),
       data_(load_rows(c, c.dataset, tokenizer_, model_config_)),
@@ -180,6 +180,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program)
   say(plan_line(plan));
   if (!c.force) refuse_unfitting(config_, plan);
   request.keeping = plan.keeping;
+  if (!backend_->host_can_read()) request.arena_bytes = plan.arena;
   planned_ = plan.needed();
   if (comm.rank() == 0) {
     make_folder(c.output_dir);
@@ -265,8 +266,9 @@ std::optional<StepRecord> Run::step(int64_t number) {
   r.epoch = double(loader_.state().epoch) + double(loader_.state().window) / double(loader_.steps_per_epoch());
   r.seconds = seconds_since(start);
   r.tokens_per_second = double(r.tokens) / r.seconds;
-  r.memory = largest(comm_, resident_bytes());
-  r.memory_peak = largest(comm_, peak_resident_bytes());
+  const bool on_device = !backend_->host_can_read();
+  r.memory = largest(comm_, on_device ? backend_->ledger().used() : resident_bytes());
+  r.memory_peak = largest(comm_, on_device ? backend_->ledger().peak() : peak_resident_bytes());
   return r;
 }
 
@@ -418,13 +420,14 @@ void Run::write_result(TrainResult& result) {
 
 void request_stop() { stop_requested = true; }
 
-TrainResult train(const TrainConfig& c, Comm& comm, const std::function<void()>& on_start, const ProgramFacts& program) {
+TrainResult train(const TrainConfig& c, Comm& comm, const std::function<void()>& on_start, const ProgramFacts& program,
+                  const MakeBackend& make) {
   set_log_rank(comm.rank(), comm.size());
   const Doing loading(Activity::loading);
-  if (!c.profile) return Run(c, comm, program).go(on_start);
+  if (!c.profile) return Run(c, comm, program, make).go(on_start);
   Profile profile(comm.rank());
   ProfilingComm profiling(comm, profile);
-  const TrainResult result = Run(c, profiling, program).go(on_start);
+  const TrainResult result = Run(c, profiling, program, make).go(on_start);
   report_profile(profile, comm, c.output_dir);
   return result;
 }

@@ -4,8 +4,11 @@
 #pragma once
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
+#include <string_view>
 
+#include "backend/backend.h"
 #include "comm/comm.h"
 #include "train/config.h"
 
@@ -27,7 +30,10 @@ struct ProgramFacts {
 
 // The whole run on this rank. Collective. Throws Error.
 // on_start: called on rank 0 when everything is read and checked, before the first file is written to output_dir.
-TrainResult train(const TrainConfig&, Comm&, const std::function<void()>& on_start = {}, const ProgramFacts& = {});
+// make: from TrainConfig::device and the threads of this rank to its device.
+using MakeBackend = std::function<std::unique_ptr<Backend>(std::string_view device, int threads)>;
+TrainResult train(const TrainConfig&, Comm&, const std::function<void()>& on_start = {}, const ProgramFacts& = {},
+                  const MakeBackend& make = make_backend);
 
 // Called by signal handlers: the run ends after the current micro-batch, with a checkpoint of the last step that was finished. Counts until
 // a run has ended by it.

@@ -23,6 +23,21 @@ int64_t first_with_all(Tensor x, T exponent) {
   return found == end ? -1 : found - begin;
 }
 
+int64_t first_on_host(Tensor x) {
+  switch (x.dtype) {
+    case Dtype::f32:
+      return first_with_all<uint32_t>(x, 0x7f800000u);
+    case Dtype::bf16:
+      return first_with_all<uint16_t>(x, 0x7f80);
+    case Dtype::f16:
+      return first_with_all<uint16_t>(x, 0x7c00);
+    case Dtype::f64:
+      return first_with_all<uint64_t>(x, 0x7ff0000000000000u);
+    default:
+      return -1;
+  }
+}
+
 std::string name_of_number(double x) { return std::isnan(x) ? "NaN" : x > 0 ? "infinity" : "-infinity"; }
 
 struct Place {
@@ -46,32 +61,36 @@ std::vector<Place> forward_order(const Model& m) {
 }
 
 // This rank's elements of a stored array in a buffer that holds `mine` of the unit; `width` is what one step of the ranges is in bytes.
-Tensor owned_part(std::byte* data, Range mine, Range whole, size_t width, Dtype dtype) {
+Tensor owned_part(std::byte* data, Range mine, Range whole, size_t width, Dtype dtype, Backend& home) {
   const Range own = intersect(whole, mine);
   if (!own.size()) return {};
-  return {data + (own.begin - mine.begin) * width, dtype, {int64_t(own.size() * width / size_of(dtype))}, nullptr};
+  return {data + (own.begin - mine.begin) * width, dtype, {int64_t(own.size() * width / size_of(dtype))}, &home};
 }
 
-Tensor stored_part(Sharded& s, const Place& p) {
-  if (!p.part->trains) return owned_part(s.frozen_shard(p.unit), s.frozen_range(p.unit), p.part->frozen_range(), 1, p.part->dtype);
-  return owned_part(s.values(p.unit).as<std::byte>(), s.trainable_range(p.unit), p.part->element_range(), sizeof(float), Dtype::f32);
+Tensor trained_part(Sharded& s, const Place& p, Tensor owned) {
+  return owned_part(owned.as<std::byte>(), s.trainable_range(p.unit), p.part->element_range(), sizeof(float), Dtype::f32, *owned.home);
 }
 
-Tensor gradient_part(Sharded& s, const Place& p) {
-  if (!p.part->trains) return {};
-  return owned_part(s.gradients(p.unit).as<std::byte>(), s.trainable_range(p.unit), p.part->element_range(), sizeof(float), Dtype::f32);
+Tensor stored_part(LoadedModel& m, const Place& p) {
+  Sharded& s = m.sharded;
+  if (p.part->trains) return trained_part(s, p, s.values(p.unit));
+  return owned_part(s.frozen_shard(p.unit), s.frozen_range(p.unit), p.part->frozen_range(), 1, p.part->dtype, m.backend);
+}
+
+Tensor gradient_part(LoadedModel& m, const Place& p) {
+  return p.part->trains ? trained_part(m.sharded, p, m.sharded.gradients(p.unit)) : Tensor{};
 }
 
 // Indices of the places where some rank holds a value that is not finite. Collective.
 template <class PartOf>
-std::set<int64_t> bad_places(Sharded& s, const std::vector<Place>& places, PartOf part_of) {
+std::set<int64_t> bad_places(LoadedModel& m, const std::vector<Place>& places, PartOf part_of) {
   std::string mine;
   for (size_t i = 0; i < places.size(); ++i) {
-    const Tensor t = part_of(s, places[i]);
+    const Tensor t = part_of(m, places[i]);
     if (!t.empty() && first_nonfinite(t) >= 0) mine += str(i, " ");
   }
   std::set<int64_t> all;
-  for (const std::string& of_rank : gather_strings(s.comm(), mine))
+  for (const std::string& of_rank : gather_strings(m.comm, mine))
     for (const std::string& index : split(of_rank, ' '))
       if (!index.empty()) all.insert(std::stoll(index));
   return all;
@@ -167,18 +186,16 @@ std::string advice(const NonfiniteFinding& f, const NonfiniteStep& s, const Trai
 }  // namespace
 
 int64_t first_nonfinite(Tensor x) {
-  switch (x.dtype) {
-    case Dtype::f32:
-      return first_with_all<uint32_t>(x, 0x7f800000u);
-    case Dtype::bf16:
-      return first_with_all<uint16_t>(x, 0x7f80);
-    case Dtype::f16:
-      return first_with_all<uint16_t>(x, 0x7c00);
-    case Dtype::f64:
-      return first_with_all<uint64_t>(x, 0x7ff0000000000000u);
-    default:
-      return -1;
+  if (!x.home || !x.size() || !x.home->on_device(x.data)) return first_on_host(x);
+  constexpr int64_t piece = int64_t(1) << 22;  // elements that are looked at on the host at once
+  std::vector<std::byte> host;
+  for (int64_t at = 0; at < x.size(); at += piece) {
+    const int64_t n = std::min(piece, x.size() - at);
+    host.resize(size_t(n) * size_of(x.dtype));
+    x.home->copy(host.data(), x.as<std::byte>() + size_t(at) * size_of(x.dtype), host.size());
+    if (const int64_t i = first_on_host({host.data(), x.dtype, {n}, nullptr}); i >= 0) return at + i;
   }
+  return -1;
 }
 
 std::string NonfiniteFinding::details() const {
@@ -193,8 +210,8 @@ std::string NonfiniteFinding::reason() const { return str(where, ": ", details()
 NonfiniteFinding find_nonfinite(LoadedModel& m, const NonfiniteStep& s) {
   NonfiniteFinding f;
   const std::vector<Place> places = forward_order(m.model);
-  const std::set<int64_t> gradients = bad_places(m.sharded, places, gradient_part);
-  const std::set<int64_t> values = bad_places(m.sharded, places, stored_part);
+  const std::set<int64_t> gradients = bad_places(m, places, gradient_part);
+  const std::set<int64_t> values = bad_places(m, places, stored_part);
   f.tensors = names_of(values, places);
   f.trained = std::any_of(values.begin(), values.end(), [&](int64_t i) { return places[size_t(i)].part->trains; });
   f.seen = seen_of(s, !gradients.empty());
@@ -255,11 +272,11 @@ std::vector<Place> trained_places(const LoadedModel& m) {
 }
 }  // namespace
 
-bool trained_values_finite(LoadedModel& m) { return bad_places(m.sharded, trained_places(m), stored_part).empty(); }
+bool trained_values_finite(LoadedModel& m) { return bad_places(m, trained_places(m), stored_part).empty(); }
 
 void check_values_finite(LoadedModel& m, int64_t step) {
   const std::vector<Place> trained = trained_places(m);
-  const std::set<int64_t> bad = bad_places(m.sharded, trained, stored_part);
+  const std::set<int64_t> bad = bad_places(m, trained, stored_part);
   if (bad.empty()) return;
   fail(str("after step ", step), str("not finite: ", list_of(names_of(bad, trained))), "values that can be trained on",
        "nothing is written: train again with a lower --lr, --max_grad_norm 1, or --precision fp32");

@@ -54,7 +54,7 @@ bool trained_values_finite(LoadedModel&);
 // Throws Error when a trained value is not finite: what is written to disk can be trained on.
 void check_values_finite(LoadedModel&, int64_t step);
 
-// The first element of a tensor in host memory that is NaN or infinite; -1 when there is none. Whole numbers always are finite.
+// The first element of a tensor that is NaN or infinite; -1 when there is none. Whole numbers always are finite.
 int64_t first_nonfinite(Tensor);
 
 }  // namespace tessera

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "core/text.h"
 #include "ops/adamw.h"
@@ -22,10 +23,13 @@ Tensor part_of(Tensor owned, Range mine, Range own) {
 
 Optimizer::Optimizer(const Model& model, Sharded& sharded, Backend& backend, OptimizerOptions options)
     : model_(model), sharded_(sharded), options_(options), backend_(backend) {
+  size_t blocks = 0;
   for (int unit = 0; unit < sharded.units(); ++unit) {
     const size_t n = sharded.trainable_range(unit).size();
     memory_.push_back(n ? backend.allocate(2 * n * sizeof(float), "optimizer state") : Buffer{});
+    blocks += n / 64;
   }
+  if (!backend.host_can_read() && blocks) host_squares_ = backend.reserve_pinned(blocks * sizeof(double), "squares of gradients");
 }
 
 Tensor Optimizer::exp_avg(int unit) const {
@@ -44,10 +48,30 @@ size_t Optimizer::bytes() const {
   return n;
 }
 
+// Where the host can read them. Units that lie side by side on a device come in one copy.
+std::vector<std::span<const double>> Optimizer::square_sums() {
+  std::vector<std::span<const double>> runs;
+  for (int unit = 0; unit < sharded_.units(); ++unit) {
+    const Tensor sums = sharded_.counts_once(unit) ? sharded_.square_sums(unit) : Tensor{};
+    if (sums.empty() || sums.size() == 0) continue;
+    const std::span<const double> more(sums.as<const double>(), size_t(sums.size()));
+    if (!runs.empty() && runs.back().data() + runs.back().size() == more.data())
+      runs.back() = {runs.back().data(), runs.back().size() + more.size()};
+    else
+      runs.push_back(more);
+  }
+  auto* to = reinterpret_cast<double*>(host_squares_.data());
+  for (auto& run : runs) {
+    if (!backend_.on_device(run.data())) continue;
+    backend_.copy(to, run.data(), run.size_bytes());
+    run = {std::exchange(to, to + run.size()), run.size()};
+  }
+  return runs;
+}
+
 float Optimizer::gradient_norm() {
   SquareSum sum;
-  for (int unit = 0; unit < sharded_.units(); ++unit)
-    if (sharded_.counts_once(unit)) sum.add(sharded_.square_sums(unit));
+  for (const auto& sums : square_sums()) sum.add(sums);
   Comm& comm = sharded_.comm();
   const auto largest = gather_values(comm, sum.largest());
   const double most = *std::max_element(largest.begin(), largest.end());

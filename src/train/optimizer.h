@@ -1,6 +1,7 @@
 // Optimizer: AdamW on the shards this rank owns. States are f32, beside the masters; created zero. Norm of the gradient and clipping over
 // all ranks, the same bits on any number of them.
 #pragma once
+#include <span>
 #include <vector>
 
 #include "core/buffer.h"
@@ -29,11 +30,14 @@ class Optimizer {
   size_t bytes() const;
 
  private:
+  std::vector<std::span<const double>> square_sums();
+
   const Model& model_;
   Sharded& sharded_;
   OptimizerOptions options_;
   std::vector<Buffer> memory_;  // per unit: exp_avg then exp_avg_sq
   Backend& backend_;
+  Buffer host_squares_;  // of a device: what is read back once per step
 };
 
 }  // namespace tessera

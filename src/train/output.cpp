@@ -71,7 +71,7 @@ std::vector<TensorToWrite> gather_adapter(const OutputSource& from, std::vector<
 }
 
 Charge charge_gathering(const OutputSource& from) {
-  return Charge(from.model.backend.ledger(), "gathered for saving", gather_bytes(from.model, from.comm));
+  return Charge(from.model.backend.host_ledger(), "gathered for saving", gather_bytes(from.model, from.comm));
 }
 
 constexpr const char* peft_prefix = "base_model.model.";
@@ -79,19 +79,35 @@ constexpr const char* peft_prefix = "base_model.model.";
 }  // namespace
 
 size_t gather_bytes(const LoadedModel& m, const Comm& comm) {
-  if (comm.size() == 1) return 0;
+  if (comm.size() == 1 && m.backend.host_can_read()) return 0;
   int64_t all = 0, largest = 0;
   for (const UnitLayout& unit : m.model.units) all += unit.trainable, largest = std::max(largest, unit.trainable);
   return size_t(comm.rank() == 0 && !m.request.train_base ? all : largest) * sizeof(float);
+}
+
+Share share_of(Tensor owned, Range range) {
+  const bool away = owned.size() && owned.home->on_device(owned.data);
+  return {range, owned.as<const float>(), away ? owned.home : nullptr};
+}
+
+const float* read_share(const Share& share, Range part, std::vector<float>& storage) {
+  const float* const there = share.values + (part.begin - share.range.begin);
+  if (!share.device) return there;
+  storage.resize(part.size());
+  share.device->copy(storage.data(), there, part.size() * sizeof(float));
+  return storage.data();
 }
 
 const float* gather_unit(Comm& comm, Share mine, std::vector<float>& storage) {
   const auto begins = gather_values(comm, int64_t(mine.range.begin)), ends = gather_values(comm, int64_t(mine.range.end));
   const int64_t total = *std::max_element(ends.begin(), ends.end());
   const bool everywhere = *std::max_element(begins.begin(), begins.end()) == 0 && *std::min_element(ends.begin(), ends.end()) == total;
-  if (everywhere) return mine.values;
+  if (everywhere) return read_share(mine, mine.range, storage);
   storage.assign(size_t(total), 0);
-  std::copy_n(mine.values, mine.range.size(), storage.data() + mine.range.begin);
+  if (mine.device)
+    mine.device->copy(storage.data() + mine.range.begin, mine.values, mine.range.size() * sizeof(float));
+  else
+    std::copy_n(mine.values, mine.range.size(), storage.data() + mine.range.begin);
   std::vector<Range> parts;
   for (size_t r = 0; r < begins.size(); ++r) parts.push_back({size_t(begins[r]) * sizeof(float), size_t(ends[r]) * sizeof(float)});
   comm.all_gather(reinterpret_cast<std::byte*>(storage.data()), parts);
@@ -99,7 +115,7 @@ const float* gather_unit(Comm& comm, Share mine, std::vector<float>& storage) {
 }
 
 OutputSource masters_of(LoadedModel& m) {
-  return {m, m.comm, [&m](int unit) { return Share{m.sharded.trainable_range(unit), m.sharded.values(unit).as<float>()}; }};
+  return {m, m.comm, [&m](int unit) { return share_of(m.sharded.values(unit), m.sharded.trainable_range(unit)); }};
 }
 
 void write_tensors(const OutputSource& from, const std::string& path, const std::vector<TensorStream>& streams, Dtype dtype,
@@ -117,12 +133,13 @@ void write_tensors(const OutputSource& from, const std::string& path, const std:
     std::vector<TensorToWrite> tensors;
     for (const auto& [name, e] : entries) tensors.push_back({name, dtype, sizes(e.part->shape), nullptr});
     std::vector<std::byte> converted;
+    const std::unique_ptr<Backend> host = dtype == Dtype::f32 ? nullptr : host_backend(from.model.backend);
     const auto bytes_of = [&](const TensorToWrite& t) -> std::span<const std::byte> {
       assert(next != entries.end() && t.name == next->first);
       const int64_t n = next->second.part->shape.size();
       const float* values = gather();
       if (dtype == Dtype::f32) return std::as_bytes(std::span(values, size_t(n)));
-      Backend& backend = from.model.backend;
+      Backend& backend = host ? *host : from.model.backend;
       converted.resize(size_t(n) * size_of(dtype));
       backend.convert({converted.data(), dtype, {n}, &backend}, {const_cast<float*>(values), Dtype::f32, {n}, &backend});
       return converted;

@@ -12,19 +12,23 @@
 
 namespace tessera {
 
-// This rank's range of the elements of a unit, f32 in host memory, of an array shaped like the trainable values: the masters, or a state
-// of the optimizer.
+// This rank's range of the elements of a unit, f32, of an array shaped like the trainable values: the masters, or a state of the optimizer.
 struct Share {
   Range range;
   const float* values = nullptr;  // element range.begin
+  Backend* device = nullptr;      // whose memory it is, where the host cannot read it; then only the backend's own thread may use it
 };
 using ShareOf = std::function<Share(int unit)>;
+Share share_of(Tensor owned, Range);  // REQUIRES: owned has the elements of the range
 
-// The whole array of a unit (UnitLayout::trainable). Points into the share when every rank has everything, else into `storage`.
+// Elements `part` of a share, from part.begin on: where they are, or copied from the device to `storage`.
+const float* read_share(const Share&, Range part, std::vector<float>& storage);
+// The whole array of a unit (UnitLayout::trainable). Points into the share when every rank has everything and the host can read it, else
+// into `storage`.
 const float* gather_unit(Comm&, Share mine, std::vector<float>& storage);
 
-// What is held beside the state while a rank of this group writes: all adapters, or one gathered unit. In the ledger: "gathered for
-// saving".
+// What the host holds beside the state while a rank of this group writes: all adapters, or one gathered unit. In the host's ledger:
+// "gathered for saving".
 size_t gather_bytes(const LoadedModel&, const Comm&);
 
 struct TensorStream {
@@ -40,7 +44,7 @@ struct OutputSource {
 OutputSource masters_of(LoadedModel&);
 
 // One safetensors file of all trainable tensors of the streams, in this dtype. Holds one gathered unit at a time. Other dtypes than f32 are
-// converted by the model's backend.
+// converted by the model's backend, or, when that cannot reach host memory, by one of the host.
 void write_tensors(const OutputSource&, const std::string& path, const std::vector<TensorStream>&, Dtype,
                    const std::map<std::string, std::string>& metadata);
 

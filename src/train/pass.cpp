@@ -2,24 +2,12 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 #include <numeric>
 
 #include "backend/profile.h"
 #include "ops/elementwise.h"
 
 namespace tessera {
-namespace {
-
-template <class T>
-Tensor to_arena(Arena& arena, Dtype dtype, Shape shape, const std::vector<T>& values, const char* name) {
-  const Tensor t = arena.take(dtype, shape, name);
-  std::memcpy(t.data, values.data(), values.size() * sizeof(T));
-  return t;
-}
-
-}  // namespace
-
 Pass::Pass(Model& model, Sharded& sharded, Backend& backend, Arena& arena, uint64_t seed)
     : model_(model), sharded_(sharded), backend_(backend), arena_(arena), seed_(seed) {}
 
@@ -34,23 +22,19 @@ void Pass::ensure_rope(int64_t positions) {
   backend_.copy(sin_.data, t.sin.data(), bytes);
 }
 
-Context Pass::context(const Batch& b, bool training) {
+Context Pass::context(const Batch& b, const DeviceBatch& there, bool training) {
   int32_t last = 0;
   for (const int32_t p : b.positions) last = std::max(last, p);
   ensure_rope(std::max<int64_t>(last + 1, cos_.empty() ? 1 : cos_.shape.dim[0]));
   Context ctx(arena_);
   ctx.dtype = model_.options.compute;
   ctx.B = b.B, ctx.T = b.T;
-  ctx.positions = to_arena(arena_, Dtype::i32, {b.B, b.T}, b.positions, "positions");
-  ctx.starts = to_arena(arena_, Dtype::i32, {b.B, b.T}, b.starts, "document starts");
-  ctx.row_keys = to_arena(arena_, Dtype::i64, {b.B}, b.row_keys, "row keys");
+  ctx.positions = there.positions, ctx.starts = there.starts, ctx.row_keys = there.row_keys;
   ctx.cos = cos_, ctx.sin = sin_;
   ctx.seed = seed_;
   ctx.training = training;
   return ctx;
 }
-
-Tensor Pass::ids(const Batch& b) { return to_arena(arena_, Dtype::i32, {b.B, b.T}, b.ids, "ids"); }
 
 DecoderLayer& Pass::bound_layer(int l, bool gradients) {
   const auto view = in_phase(Phase::communication, [&] { return sharded_.acquire(l); });
@@ -72,11 +56,11 @@ Keep Pass::keep_of(int layer) const {
 }
 
 // x after the last layer. With `kept` each layer keeps its input and what it was told to keep; without, two buffers alternate.
-Tensor Pass::forward(const Batch& b, const Context& base, Tensor x, std::vector<LayerKept>* kept, Watch watch, void* watch_context) {
+Tensor Pass::forward(Tensor ids, const Context& base, Tensor x, std::vector<LayerKept>* kept, Watch watch, void* watch_context) {
   const ProfileScope phase(Phase::forward);
   const ArenaLabel label(arena_, kept ? "saved activations" : "scratch");
   const int layers = int(model_.layers.size());
-  root_embed(x, bound_root(false), ids(b));
+  root_embed(x, bound_root(false), ids);
   if (watch) watch(watch_context, -1, x);
   Tensor spare = kept ? Tensor{} : base.take(x.rows(), x.cols(), "residual");
   sharded_.prefetch(0);
@@ -163,20 +147,21 @@ double Pass::train(const Batch& b, float scale) {
     return 0;
   }
   const ArenaScope scope(arena_);
-  const Context ctx = context(b, true);
+  const DeviceBatch there = to_device(b, arena_);
+  const Context ctx = context(b, there, true);
   dx_ = ctx.take(b.B * b.T, model_.config.hidden, "residual gradient");
   std::vector<LayerKept> kept;
   const Tensor x0 = ctx.take(b.B * b.T, model_.config.hidden, "embedded ids");
-  const Tensor x = forward(b, ctx, x0, &kept, nullptr, nullptr);
-  const double loss = in_phase(Phase::head, [&] {
+  const Tensor x = forward(there.ids, ctx, x0, &kept, nullptr, nullptr);
+  in_phase(Phase::head, [&] {
     const ArenaLabel label(arena_, "logits and loss");
-    return root_loss(bound_root(true), x, b.targets, dx_, scale, ctx);
+    root_loss(there.losses, bound_root(true), x, there.targets, dx_, scale, ctx);
   });
   backward(ctx, kept);
-  in_phase(Phase::backward, [&] { root_embed_backward(bound_root(true), dx_, ids(b)); });
+  in_phase(Phase::backward, [&] { root_embed_backward(bound_root(true), dx_, there.ids); });
   sharded_.reduce(model_.root_unit());
   sharded_.release(model_.root_unit(), true);
-  return loss;
+  return sum_of_losses(there.losses);
 }
 
 double Pass::forward_loss(const Batch& b, bool training, Watch watch, void* watch_context) {
@@ -187,25 +172,27 @@ double Pass::forward_loss(const Batch& b, bool training, Watch watch, void* watc
     return 0;
   }
   const ArenaScope scope(arena_);
-  const Context ctx = context(b, training);
-  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, watch, watch_context);
+  const DeviceBatch there = to_device(b, arena_);
+  const Context ctx = context(b, there, training);
+  const Tensor x = forward(there.ids, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, watch, watch_context);
   const ArenaLabel label(arena_, "logits and loss");
-  const double loss = root_loss(bound_root(false), x, b.targets, Tensor{}, 0, ctx);
+  root_loss(there.losses, bound_root(false), x, there.targets, Tensor{}, 0, ctx);
   sharded_.release(model_.root_unit(), true);
-  return loss;
+  return sum_of_losses(there.losses);
 }
 
 std::vector<float> Pass::logits(const Batch& b, Watch watch, void* watch_context) {
   const ArenaScope scope(arena_);
-  const Context ctx = context(b, false);
-  const Tensor x = forward(b, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, watch, watch_context);
-  std::vector<int32_t> index(size_t(b.B * b.T));
-  std::iota(index.begin(), index.end(), 0);
-  std::vector<float> out(index.size() * size_t(model_.config.vocab));
+  const DeviceBatch there = to_device(b, arena_);
+  const Context ctx = context(b, there, false);
+  const Tensor x = forward(there.ids, ctx, ctx.take(b.B * b.T, model_.config.hidden, "embedded ids"), nullptr, watch, watch_context);
+  std::vector<int32_t> rows(size_t(b.B * b.T));
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<float> out(rows.size() * size_t(model_.config.vocab));
   const Tensor logits = arena_.take(Dtype::f32, {b.B * b.T, model_.config.vocab}, "logits");
-  root_logits(logits, bound_root(false), x, index, ctx);
+  root_logits(logits, bound_root(false), x, to_device(rows, arena_, "rows"), ctx);
   sharded_.release(model_.root_unit(), true);
-  std::memcpy(out.data(), logits.data, logits.bytes());
+  backend_.copy(out.data(), logits.data, logits.bytes());
   return out;
 }
 
@@ -234,13 +221,15 @@ const std::vector<float>& Pass::extend(const std::vector<int32_t>& new_ids) {
   b.starts.assign(new_ids.size(), 0);
   b.row_keys.assign(1, 0);
   const ArenaScope scope(arena_);
-  const Context ctx = context(b, false);
+  const DeviceBatch there = to_device(b, arena_);
+  const Tensor last = to_device({int32_t(b.T - 1)}, arena_, "last row");
+  const Context ctx = context(b, there, false);
   extending_ = true;
-  const Tensor x = forward(b, ctx, ctx.take(b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr);
+  const Tensor x = forward(there.ids, ctx, ctx.take(b.T, model_.config.hidden, "embedded ids"), nullptr, nullptr, nullptr);
   extending_ = false;
   for (KvCache& cache : caches_) cache.length += b.T;
   const Tensor logits = arena_.take(Dtype::f32, {1, model_.config.vocab}, "logits");
-  root_logits(logits, bound_root(false), x, {int32_t(b.T - 1)}, ctx);
+  root_logits(logits, bound_root(false), x, last, ctx);
   sharded_.release(model_.root_unit(), true);
   backend_.copy(next_logits_.data(), logits.data, logits.bytes());
   return next_logits_;

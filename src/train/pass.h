@@ -4,6 +4,7 @@
 // Backward: the loss and its gradient in chunks; per layer, reversed: bind, recompute what was not kept, backward, reduce the unit's
 //           gradients, release. The root's gradients (embedding, norm, head) are reduced last.
 // What is kept of a layer changes time and memory, never a bit of the result.
+// A batch goes to the device in one copy, and its losses are read when all work has been given to it: the host waits for nothing between.
 // Collective: every rank calls the same functions in the same order, also with an empty batch (B = 0).
 #pragma once
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include "data/loader.h"
 #include "fsdp/sharded.h"
 #include "models/model.h"
+#include "train/device_batch.h"
 
 namespace tessera {
 
@@ -48,8 +50,7 @@ class Pass {
   const std::vector<float>& extend(const std::vector<int32_t>& ids);
 
  private:
-  Context context(const Batch&, bool training);
-  Tensor ids(const Batch&);
+  Context context(const Batch&, const DeviceBatch&, bool training);
   void ensure_rope(int64_t positions);
   DecoderLayer& bound_layer(int l, bool gradients);
   Root& bound_root(bool gradients);
@@ -59,7 +60,7 @@ class Pass {
     DecoderSaved saved;  // with Keep::all
   };
   Keep keep_of(int layer) const;
-  Tensor forward(const Batch&, const Context&, Tensor x, std::vector<LayerKept>* kept, Watch, void*);
+  Tensor forward(Tensor ids, const Context&, Tensor x, std::vector<LayerKept>* kept, Watch, void*);
   void backward(const Context&, const std::vector<LayerKept>& kept);
   double forward_loss(const Batch&, bool training, Watch, void*);
   void forward_nothing(bool training);

@@ -4,11 +4,15 @@
 
 #include "core/error.h"
 #include "io/file.h"
+#include "testing/test_backend.h"
 #include "train/checkpoint.h"
 #include "train/loop.h"
 #include "train/train_test.h"
 
 namespace tessera {
+
+// For train(): also the devices of tests.
+inline std::unique_ptr<Backend> test_device(std::string_view device, int threads) { return make_test_backend(device, threads); }
 
 // A tiny model folder and data file of our own: no ../shared needed.
 class TinyRuns : public testing::Test {
@@ -62,7 +66,7 @@ class TinyRuns : public testing::Test {
 
   void run_on(int ranks, TrainConfig c) const {
     c.gradient_accumulation_steps /= ranks;
-    run_local_ranks(ranks, [&](Comm& comm) { train(c, comm); });
+    run_local_ranks(ranks, [&](Comm& comm) { train(c, comm, {}, {}, test_device); });
   }
 
   const TestFolder folder_;

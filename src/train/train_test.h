@@ -9,12 +9,21 @@
 
 #include "testing/golden.h"
 #include "testing/gradients.h"
+#include "testing/test_backend.h"
 #include "testing/test_folder.h"
 #include "train/build.h"
 
 namespace tessera {
 
 using GoldenJson = nlohmann::ordered_json;
+
+// Devices with f32 rows.
+inline std::vector<const char*> f32_devices() {
+  std::vector<const char*> out;
+  for (const DeviceRow& row : every_device())
+    if (row.dtype == Dtype::f32) out.push_back(row.device);
+  return out;
+}
 
 inline GoldenJson golden_json(const std::string& relative) { return GoldenJson::parse(shared_text(relative)); }
 
@@ -48,16 +57,16 @@ inline std::vector<double> doubles(const std::vector<float>& v) { return {v.begi
 
 // A model of one rank in this process.
 struct TestModel {
-  explicit TestModel(const ModelRequest& request)
-      : backend(make_backend("cpu", 1)), comm(make_single_comm()), model(request, *comm, *backend) {}
+  explicit TestModel(const ModelRequest& request, const char* device = "cpu")
+      : backend(make_test_backend(device, 1)), comm(make_single_comm()), model(request, *comm, *backend) {}
 
   // Gradient sums by tensor name; every trainable tensor of the model.
   std::map<std::string, std::vector<double>> gradients() {
     std::map<std::string, std::vector<double>> out;
     for (int unit = 0; unit < model.sharded.units(); ++unit) {
-      const float* g = model.sharded.gradients(unit).as<float>();
+      const std::vector<double> all = to_doubles(model.sharded.gradients(unit));
       for (const PartPlace& p : model.model.units[size_t(unit)].parts)
-        if (p.trains) out[p.name] = {g + p.begin, g + p.begin + p.shape.size()};
+        if (p.trains) out[p.name] = {all.begin() + std::ptrdiff_t(p.begin), all.begin() + std::ptrdiff_t(p.element_range().end)};
     }
     return out;
   }
