@@ -2,6 +2,7 @@
 // alone, without CUDA. The device has one such piece, as large as the largest need of an operation.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 #include "core/product.h"
 
@@ -16,5 +17,22 @@ bool is_fused_product(const Product&);
 
 // [matmul_workspace][the largest decoded matrix], or nothing.
 size_t product_scratch(const Product&);
+
+// Sums over rows (column_sum, the weight gradient of rmsnorm): one partial sum of each column and group of rows.
+constexpr int64_t column_group_rows = 128;
+constexpr int64_t column_groups(int64_t rows) { return (rows + column_group_rows - 1) / column_group_rows; }
+constexpr size_t column_scratch(int64_t rows, int64_t cols) {
+  return column_groups(rows) > 1 ? size_t(column_groups(rows) * cols) * sizeof(float) : 0;
+}
+
+// embedding_backward: the tokens sorted by their ids, twice, and the counts of 256 digits in each chunk of tokens.
+constexpr int64_t sort_chunk = 1024, sort_digits = 256;
+constexpr size_t embedding_scratch(int64_t tokens) {
+  const int64_t chunks = (tokens + sort_chunk - 1) / sort_chunk;
+  return size_t(2 * tokens + chunks * sort_digits) * sizeof(int32_t);
+}
+
+// attention_backward: a number for each query of each head.
+constexpr size_t attention_scratch(int64_t batch, int64_t queries, int64_t heads) { return size_t(batch * queries * heads) * sizeof(float); }
 
 }  // namespace tessera
