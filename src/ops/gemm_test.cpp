@@ -102,12 +102,15 @@ TEST_P(Gemm, CodesAreTheirDecodedValues) {
         for (int i = 0; i < 256; ++i) map[i] = float(i - 128) / 128;
         Codes4 w;
         w.rows = shape.dim[0], w.cols = shape.dim[1], w.table = table, w.map = map;
-        w.codes = own.zeros(Dtype::u8, {(size + 1) / 2});
-        for (int64_t i = 0; i < w.codes.size(); ++i) w.codes.as<uint8_t>()[i] = uint8_t(i * 37 + i / 64);
+        const auto bytes = [&](int64_t count, auto value) {
+          std::vector<double> values(static_cast<size_t>(count));
+          for (int64_t i = 0; i < count; ++i) values[size_t(i)] = uint8_t(value(i));
+          return own.of(Dtype::u8, {count}, values);
+        };
+        w.codes = bytes((size + 1) / 2, [](int64_t i) { return i * 37 + i / 64; });
         const Tensor scales = own.random(Dtype::f32, {blocks}, 9);
         if (nested) {
-          w.absmax = own.zeros(Dtype::u8, {blocks});
-          for (int64_t i = 0; i < blocks; ++i) w.absmax.as<uint8_t>()[i] = uint8_t(i * 11);
+          w.absmax = bytes(blocks, [](int64_t i) { return i * 11; });
           w.nested_absmax = own.random(Dtype::f32, {(blocks + 255) / 256}, 7), w.nested_offset = own.random(Dtype::f32, {1}, 8);
           backend->nested_decode(scales, w.absmax, w.nested_absmax, w.nested_offset, map);
         } else {
@@ -171,7 +174,7 @@ TEST_P(Gemm, SameBitsFromSeveralBackendsAtOnce) {
   std::vector<std::thread> ranks;
   for (size_t r = 0; r < results.size(); ++r)
     ranks.emplace_back([&, r] {
-      const std::unique_ptr<Backend> own = make_backend(GetParam().device, 2);
+      const std::unique_ptr<Backend> own = make_test_backend(GetParam().device, 2);
       TestMemory m(*own);
       const Tensor a = m.random(dtype, {270, 64}, 1), b = m.random(dtype, {400, 64}, 2), c = m.zeros(dtype, {270, 400});
       for (int repeat = 0; repeat < 5; ++repeat) gemm(c, a, Trans::no, b, Trans::yes, 1, repeat > 0);

@@ -3,6 +3,7 @@
 // It is compiled twice: for the GPU, and for the host as the test device cuda_host (runtime.h, device.h).
 #pragma once
 #include "backend/backend.h"
+#include "backend/cuda/matmul.h"
 #include "backend/cuda/runtime.h"
 
 namespace tessera::CUDA_SIDE {
@@ -68,6 +69,7 @@ class CudaBackend final : public Backend {
   OpenDevice device_;
   int threads_;
   Buffer scratch_;
+  OpenMatmuls matmuls_;  // since the first product
 };
 
 }  // namespace tessera::CUDA_SIDE
