@@ -1,5 +1,5 @@
-// 4-bit and nested 8-bit codes against bitsandbytes' values, bit for bit. Where the values follow from flush-to-zero on a GPU
-// ("strict": false) this backend gives the same bits.
+// 4-bit and nested 8-bit codes against bitsandbytes' values, bit for bit, on every device. Where the values follow from flush-to-zero on a
+// GPU ("strict": false) the backends give the same bits.
 #include "quant/codebook4.h"
 
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 #include "core/rng.h"
 #include "ops/codebook4.h"
 #include "testing/golden.h"
-#include "testing/gradients.h"
+#include "testing/on_every_device.h"
 
 namespace tessera {
 namespace {
@@ -24,7 +24,7 @@ int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 Tensor place(TestMemory& memory, Dtype dtype, int64_t n, const void* data) {
   const Tensor t = memory.zeros(dtype, {n});
-  if (n) std::memcpy(t.data, data, t.bytes());
+  if (n) memory.backend().copy(t.data, data, t.bytes());
   return t;
 }
 Tensor place(TestMemory& memory, const GoldenFile& golden, const std::string& name) {
@@ -34,11 +34,14 @@ Tensor place(TestMemory& memory, const GoldenFile& golden, const std::string& na
   return place(memory, dtype, int64_t(bytes.size() / size_of(dtype)), bytes.data());
 }
 
-std::vector<uint8_t> bytes_of(Tensor t) { return {t.as<uint8_t>(), t.as<uint8_t>() + t.bytes()}; }
-std::vector<float> floats_of(Tensor t) {
-  std::vector<float> out(size_t(t.size()));
-  for (size_t i = 0; i < out.size(); ++i) out[i] = t.dtype == Dtype::bf16 ? float(t.as<Bf16>()[i]) : t.as<float>()[i];
+std::vector<uint8_t> bytes_of(Tensor t) {
+  std::vector<uint8_t> out(t.bytes());
+  t.home->copy(out.data(), t.data, t.bytes());
   return out;
+}
+std::vector<float> floats_of(Tensor t) {
+  const std::vector<double> values = to_doubles(t);
+  return {values.begin(), values.end()};
 }
 
 // Elements whose bits differ; a NaN equals any NaN.
@@ -59,6 +62,16 @@ Encoded encode(TestMemory& memory, Tensor x, int64_t block) {
   return out;
 }
 
+// The codes of scales as `backend` computes them, in its memory.
+NestedAbsmax nested_of(TestMemory& memory, const std::vector<float>& absmax, float offset) {
+  if (memory.backend().host_can_read()) return encode_absmax(absmax, offset, &memory.backend());
+  const auto n = int64_t(absmax.size());
+  const Tensor q = memory.zeros(Dtype::u8, {n}), scale = memory.zeros(Dtype::f32, {pieces(n, nested_block)});
+  nested_encode(q, scale, place(memory, Dtype::f32, n, absmax.data()), offset, dynamic_map());
+  return {bytes_of(q), floats_of(scale), offset};
+}
+NestedAbsmax nested_of(TestMemory& memory, const std::vector<float>& absmax) { return nested_of(memory, absmax, torch_mean(absmax)); }
+
 // A weight of `n` elements with the given codes, as one row.
 Weight weight_of(TestMemory& memory, Tensor codes, const NestedAbsmax& nested, int64_t n) {
   Weight w = make_weight(find_format("nf4"), true, 1, n, Dtype::f32, false);
@@ -70,11 +83,20 @@ Weight weight_of(TestMemory& memory, Tensor codes, const NestedAbsmax& nested, i
   return w;
 }
 
-class Codebook4Test : public testing::Test {
+class Codebook4Test : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Backend> backend_ = make_backend("cpu", 2);
+  std::unique_ptr<Backend> backend_ = make_test_backend(GetParam(), 2);
   TestMemory memory_{*backend_};
 };
+
+// The numbers are in all dtypes on each device, so the rows of f32 name them all.
+std::vector<std::string> devices() {
+  std::vector<std::string> out;
+  for (const DeviceRow& row : every_device())
+    if (row.dtype == Dtype::f32) out.emplace_back(row.device);
+  return out;
+}
+INSTANTIATE_TEST_SUITE_P(Devices, Codebook4Test, testing::ValuesIn(devices()), [](const auto& row) { return row.param; });
 
 void check_cases(TestMemory& memory, const std::string& file, int expected) {
   const Json cases = Json::parse(shared_text(file + ".json"))["cases"];
@@ -88,27 +110,28 @@ void check_cases(TestMemory& memory, const std::string& file, int expected) {
     const Encoded encoded = encode(memory, x, block);
     EXPECT_EQ(bytes_of(encoded.codes), golden.bytes(row["packed"]));
     EXPECT_EQ(differing(floats_of(encoded.absmax), golden.floats(row["absmax"])), 0);
-    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    for (const auto& [dtype, name] : {std::pair(Dtype::f32, "dequant_f32"), {Dtype::bf16, "dequant_bf16"}, {Dtype::f16, "dequant_f16"}}) {
+      if (dtype == Dtype::f16 && memory.backend().host_can_read()) continue;  // the CPU does not compute in f16
       const Tensor out = memory.zeros(dtype, {x.size()});
-      codebook4_decode(out, encoded.codes, encoded.absmax, nf4_table(), block);
-      EXPECT_EQ(differing(floats_of(out), golden.floats(row[dtype == Dtype::f32 ? "dequant_f32" : "dequant_bf16"])), 0);
+      memory.backend().codebook4_decode(out, encoded.codes, encoded.absmax, nf4_table(), block);
+      EXPECT_EQ(differing(floats_of(out), golden.floats(row[name])), 0) << name;
     }
     ++checked;
   }
   EXPECT_EQ(checked, expected);
 }
 
-TEST_F(Codebook4Test, RandomGolden) {
+TEST_P(Codebook4Test, RandomGolden) {
   NEEDS_SHARED();
   check_cases(memory_, "golden/quant/bnb_4bit/random", 42);
 }
 
-TEST_F(Codebook4Test, EdgeGolden) {
+TEST_P(Codebook4Test, EdgeGolden) {
   NEEDS_SHARED();
   check_cases(memory_, "golden/quant/bnb_4bit/edge", 37);
 }
 
-TEST_F(Codebook4Test, StorageGolden) {
+TEST_P(Codebook4Test, StorageGolden) {
   NEEDS_SHARED();
   const Json cases = Json::parse(shared_text("golden/quant/bnb_4bit/storage.json"))["cases"];
   const GoldenFile golden("golden/quant/bnb_4bit/storage.safetensors");
@@ -119,14 +142,14 @@ TEST_F(Codebook4Test, StorageGolden) {
   }
 }
 
-TEST_F(Codebook4Test, NestedGolden) {
+TEST_P(Codebook4Test, NestedGolden) {
   NEEDS_SHARED();
   const Json cases = Json::parse(shared_text("golden/quant/bnb_4bit/nested.json"))["cases"];
   const GoldenFile golden("golden/quant/bnb_4bit/nested.safetensors");
   for (const Json& row : cases) {
     SCOPED_TRACE(row["name"].get<std::string>());
     const auto absmax = golden.floats(row["absmax_before_nesting"]);
-    const NestedAbsmax nested = encode_absmax(absmax, backend_.get());
+    const NestedAbsmax nested = nested_of(memory_, absmax);
     EXPECT_EQ(nested.offset, row["nested_offset"].get<float>());
     EXPECT_EQ(nested.codes, golden.bytes(row["q_absmax"]));
     EXPECT_EQ(differing(nested.nested_absmax, golden.floats(row["nested_absmax"])), 0);
@@ -184,7 +207,7 @@ int check_checkpoint(TestMemory& memory, const std::string& quantized_path, cons
     const auto values = dense.doubles(name);
     const Encoded encoded = encode(memory, memory.of(dtype, {int64_t(values.size())}, values), block4);
     const auto absmax = floats_of(encoded.absmax);
-    const NestedAbsmax nested = encode_absmax(absmax, encoded.absmax.home);
+    const NestedAbsmax nested = nested_of(memory, absmax);
     EXPECT_EQ(bytes_of(encoded.codes), quantized.bytes(name));
     check_absmax_codes(nested, absmax, quantized.bytes(name + ".absmax"), maker);
     EXPECT_EQ(differing(nested.nested_absmax, quantized.floats(name + ".nested_absmax")), 0);
@@ -196,28 +219,28 @@ int check_checkpoint(TestMemory& memory, const std::string& quantized_path, cons
   return checked;
 }
 
-TEST_F(Codebook4Test, CheckpointGolden) {
+TEST_P(Codebook4Test, CheckpointGolden) {
   NEEDS_SHARED();
   EXPECT_EQ(check_checkpoint(memory_, "golden/quant/checkpoints/nf4_double_quant", "golden/quant/checkpoints/dense_bf16", Dtype::bf16,
                              Maker::gpu_rule),
             14);
 }
 
-TEST_F(Codebook4Test, TinyLlamaBaseGolden) {
+TEST_P(Codebook4Test, TinyLlamaBaseGolden) {
   NEEDS_SHARED();
   EXPECT_EQ(check_checkpoint(memory_, "golden/train/qlora/base_tiny_llama_nf4dq.safetensors", "golden/train/models/tiny_llama", Dtype::bf16,
                              Maker::gpu_rule),
             14);
 }
 
-TEST_F(Codebook4Test, StoriesBaseGolden) {
+TEST_P(Codebook4Test, StoriesBaseGolden) {
   NEEDS_SHARED();
   const std::string dense = "models/stories260k", base = "golden/train/curves/base_stories260k_nf4dq_";
   EXPECT_EQ(check_checkpoint(memory_, base + "fp32.safetensors", dense, Dtype::f32, Maker::cpu_library), 35);
   EXPECT_EQ(check_checkpoint(memory_, base + "bf16.safetensors", dense, Dtype::bf16, Maker::cpu_library), 35);
 }
 
-TEST_F(Codebook4Test, DequantizedCheckpointGolden) {
+TEST_P(Codebook4Test, DequantizedCheckpointGolden) {
   NEEDS_SHARED();
   const std::string folder = "golden/quant/checkpoints/nf4_double_quant";
   const GoldenFile golden(folder);
@@ -236,7 +259,7 @@ TEST_F(Codebook4Test, DequantizedCheckpointGolden) {
 }
 
 // Published blocks that need no files: x = (i - 32) / 32.
-TEST_F(Codebook4Test, Ramp) {
+TEST_P(Codebook4Test, Ramp) {
   std::vector<double> values(64);
   for (int i = 0; i < 64; ++i) values[i] = (i - 32) / 32.0;
   const std::string digits = "000001111111122222333344455566677788999aaabbbccccddddeeeeeeeffff";
@@ -250,35 +273,32 @@ TEST_F(Codebook4Test, Ramp) {
 }
 
 // One element less than 65 blocks, so with an odd count and a short last block, and enough of them for several threads.
-TEST_F(Codebook4Test, ThreadsDoNotChangeBits) {
+TEST_P(Codebook4Test, ThreadsDoNotChangeBits) {
   const int64_t n = 64 * 4000 - 1;
-  const Tensor x = memory_.random(Dtype::bf16, {n}, 7, 0.02f);
-  const Encoded one = encode(memory_, x, block4);
-  const Tensor out_one = memory_.zeros(Dtype::bf16, {n});
-  codebook4_decode(out_one, one.codes, one.absmax, nf4_table(), block4);
-
-  const auto more = make_backend("cpu", 3);
-  Tensor moved = x;
-  moved.home = more.get();
-  const Encoded three = encode(memory_, moved, block4);
-  Tensor out_three = memory_.zeros(Dtype::bf16, {n});
-  out_three.home = more.get();
-  codebook4_decode(out_three, three.codes, three.absmax, nf4_table(), block4);
-  EXPECT_EQ(bytes_of(one.codes), bytes_of(three.codes));
-  EXPECT_EQ(bytes_of(one.absmax), bytes_of(three.absmax));
-  EXPECT_EQ(bytes_of(out_one), bytes_of(out_three));
-  EXPECT_EQ(one.codes.as<uint8_t>()[n / 2] & 15, 7) << "the missing element counts as zero";
+  std::vector<uint8_t> first[3];
+  for (const int threads : {2, 1, 3}) {
+    const auto backend = make_test_backend(GetParam(), threads);
+    TestMemory memory(*backend);
+    const Encoded encoded = encode(memory, memory.random(Dtype::bf16, {n}, 7, 0.02f), block4);
+    const Tensor out = memory.zeros(Dtype::bf16, {n});
+    codebook4_decode(out, encoded.codes, encoded.absmax, nf4_table(), block4);
+    const std::vector<uint8_t> now[] = {bytes_of(encoded.codes), bytes_of(encoded.absmax), bytes_of(out)};
+    EXPECT_EQ(now[0].back() & 15, 7) << "the missing element counts as zero";
+    for (size_t i = 0; i < 3; ++i)
+      if (threads == 2) first[i] = now[i];
+    for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(now[i] == first[i]) << threads << " threads";
+  }
 }
 
 // No decoded value is further from its source than half the widest gap of the table.
-TEST_F(Codebook4Test, ErrorBound) {
+TEST_P(Codebook4Test, ErrorBound) {
   const int64_t n = 64 * 100;
   const Tensor x = memory_.random(Dtype::f32, {n}, 3), out = memory_.zeros(Dtype::f32, {n});
   const Encoded encoded = encode(memory_, x, block4);
   codebook4_decode(out, encoded.codes, encoded.absmax, nf4_table(), block4);
   const float half_gap = (nf4_table()[1] - nf4_table()[0]) / 2 * 1.00001f;
-  for (int64_t i = 0; i < n; ++i)
-    ASSERT_LE(std::abs(x.as<float>()[i] - out.as<float>()[i]), half_gap * encoded.absmax.as<float>()[i / 64]) << i;
+  const std::vector<float> source = floats_of(x), values = floats_of(out), absmax = floats_of(encoded.absmax);
+  for (size_t i = 0; i < size_t(n); ++i) ASSERT_LE(std::abs(source[i] - values[i]), half_gap * absmax[i / 64]) << i;
 }
 
 TEST(DynamicMap, Published) {
@@ -291,9 +311,9 @@ TEST(DynamicMap, Published) {
             "e732639a65f497b4ad684bb166a4467708255edd5207757de8b8f0c7e1fda89c");
 }
 
-TEST_F(Codebook4Test, GivenOffsetIsKept) {
+TEST_P(Codebook4Test, GivenOffsetIsKept) {
   const std::vector<float> absmax = {0.5f, 0.25f, 0.75f};
-  const NestedAbsmax nested = encode_absmax(absmax, 0.5f, backend_.get());
+  const NestedAbsmax nested = nested_of(memory_, absmax, 0.5f);
   EXPECT_EQ(nested.offset, 0.5f);
   EXPECT_EQ(nested.nested_absmax, std::vector<float>{0.25f});
   EXPECT_EQ(nested.codes, (std::vector<uint8_t>{127, 0, 255}));  // 0, -0.993 and 1 of 0.25
@@ -308,7 +328,7 @@ uint8_t nearest_entry(float y) {
 }
 
 // Every middle between two entries, the floats next to it, and what is not a number: at every place of a block.
-TEST_F(Codebook4Test, NestedCodesAreTheNearestEntries) {
+TEST_P(Codebook4Test, NestedCodesAreTheNearestEntries) {
   std::vector<float> values = {1, -1, 0, NAN, 1e-39f, -1e-39f, 0x1p-126f};
   for (int i = 0; i < 255; ++i) {
     const float middle = (dynamic_map()[i] + dynamic_map()[i + 1]) * 0.5f;
@@ -317,7 +337,7 @@ TEST_F(Codebook4Test, NestedCodesAreTheNearestEntries) {
   for (const size_t skip : {0, 1, 7, 100}) {
     std::vector<float> absmax(values.begin() + ptrdiff_t(skip), values.end());
     for (size_t i = 0; i < absmax.size(); i += nested_block) absmax[i] = 1;  // the largest of each block: y is the value itself
-    const NestedAbsmax nested = encode_absmax(absmax, 0, backend_.get());
+    const NestedAbsmax nested = nested_of(memory_, absmax, 0);
     EXPECT_EQ(nested.nested_absmax, std::vector<float>(nested.nested_absmax.size(), 1));
     for (size_t i = 0; i < absmax.size(); ++i) {
       const float y = std::abs(absmax[i]) < 0x1p-126f ? 0 : absmax[i];
@@ -326,10 +346,11 @@ TEST_F(Codebook4Test, NestedCodesAreTheNearestEntries) {
   }
 }
 
-TEST_F(Codebook4Test, ThreadsDoNotChangeNestedBits) {
+TEST_P(Codebook4Test, ThreadsDoNotChangeNestedBits) {
   const Tensor x = memory_.random(Dtype::f32, {256 * 300 + 77}, 7);
-  const auto more = make_backend("cpu", 3);
-  const NestedAbsmax two = encode_absmax(floats_of(x), backend_.get()), three = encode_absmax(floats_of(x), more.get());
+  const auto more = make_test_backend(GetParam(), 3);
+  TestMemory other(*more);
+  const NestedAbsmax two = nested_of(memory_, floats_of(x)), three = nested_of(other, floats_of(x));
   EXPECT_EQ(two.codes, three.codes);
   EXPECT_EQ(two.nested_absmax, three.nested_absmax);
 }
