@@ -25,7 +25,7 @@ struct LaunchOptions {
   int64_t num_processes = 0, max_restarts = 0;
   std::string mpiexec, sharding_strategy;
   int64_t threads = 0;
-  bool cpu = true, offload = false;
+  bool cpu = false, offload = false;
 };
 
 FieldList launch_fields(LaunchOptions& o) {
@@ -41,7 +41,7 @@ FieldList launch_fields(LaunchOptions& o) {
   fields.add("num_cpu_threads_per_process", &o.threads, "threads per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("fsdp_sharding_strategy", &o.sharding_strategy, "passed to the command as --sharding_strategy");
   fields.add("fsdp_offload_params", &o.offload, "passed to the command as --use_cpu_offload");
-  fields.add("cpu", &o.cpu, "as accelerate has it; the device is chosen by --device").also({"use_cpu"});
+  fields.add("cpu", &o.cpu, "passed to the command as --device cpu; else it chooses the device").also({"use_cpu"});
   return fields;
 }
 
@@ -107,7 +107,6 @@ Launch parse_launch(const Arguments& args) {
     else if (!find_upstream_flag(given.name))
       unknown_name(given, known);
   }
-  if (!options.cpu) fail("tessera launch", "ranks on another device than the CPU are not yet built", "--cpu true", "leave it out");
   if (options.num_processes < 1) fail("tessera launch", "--num_processes is missing", "the number of ranks", "add --num_processes N");
   if (line.words.empty() || std::find(launched.begin(), launched.end(), line.words[0]) == launched.end())
     fail("tessera launch", line.words.empty() ? "the command is missing" : str("\"", line.words[0], "\" is no command that runs on ranks"),
@@ -120,6 +119,7 @@ Launch parse_launch(const Arguments& args) {
   launch.command = line.words;
   if (options.threads > 0) launch.command.push_back(str("--threads=", options.threads));
   if (!options.sharding_strategy.empty()) launch.command.push_back("--sharding_strategy=" + options.sharding_strategy);
+  if (options.cpu) launch.command.push_back("--device=cpu");
   if (options.offload) launch.command.push_back("--use_cpu_offload=true");
   return launch;
 }
@@ -145,6 +145,8 @@ int run_launch(const Arguments& args) {
   if (started_by_mpi())
     fail("tessera launch", "this process was started by mpiexec already", "launch outside of mpiexec", "leave out launch and its options");
   for (const auto& notice : launch.notices) say(notice);
+  // All ranks are of this machine. With TCP beside shared memory MPICH 4.0 may wait for ever in MPI_Finalize (its pull request 6596).
+  ::setenv("UCX_TLS", "sm,self", 0);
   return supervise_ranks(mpiexec_words(launch.ranks, launch.mpiexec, launch.command), launch.ranks, launch.max_restarts);
 }
 
