@@ -52,6 +52,11 @@ Resident largest(Comm& comm, Resident mine) {
   return {largest(comm, mine.peak), largest(comm, mine.anonymous), largest(comm, mine.file), largest(comm, mine.shared)};
 }
 
+void read_memory(Reading& out, Comm& comm, Backend& backend) {
+  out.memory = largest(comm, resident());
+  if (!backend.host_can_read()) out.device_peak = largest(comm, backend.ledger().peak());
+}
+
 // One optimizer step, as train/loop.cpp does it. Returns the mean loss.
 double step(LoadedModel& m, Optimizer& optimizer, const Batch& batch, int64_t number, double lr) {
   const double targets = double(sum_of(m.comm, batch.target_tokens));
@@ -61,6 +66,7 @@ double step(LoadedModel& m, Optimizer& optimizer, const Batch& batch, int64_t nu
   for (const double of_rank : gather_values(m.comm, mine)) sum += of_rank;
   const float norm = optimizer.gradient_norm();
   optimizer.step(number, lr, norm);
+  m.backend.finish();
   return sum / targets;
 }
 
@@ -86,7 +92,9 @@ Reading time_training(const StepRequest& r, Comm& comm, Backend& backend) {
   Reading out;
   Watch watch;
   ModelRequest request = model_request(c);
-  request.keeping = make_plan(c, this_machine(comm, backend)).keeping;
+  const Plan plan = make_plan(c, this_machine(comm, backend));
+  request.keeping = plan.keeping;
+  if (!backend.host_can_read()) request.arena_bytes = plan.arena;
   LoadedModel model(request, comm, backend);
   Optimizer optimizer(model.model, model.sharded, backend, {});
   out.load_seconds = watch.lap();
@@ -102,7 +110,7 @@ Reading time_training(const StepRequest& r, Comm& comm, Backend& backend) {
   }
   out.tokens = double(c.batch_size * c.context_length * comm.size());
   out.flops = training_flops(model.config, {model.request.train_base, c.gradient_checkpointing == "true"});
-  out.memory = largest(comm, resident());
+  read_memory(out, comm, backend);
   return out;
 }
 
@@ -127,7 +135,7 @@ Reading time_generation(const StepRequest& r, Comm& comm, Backend& backend) {
   out.tokens = 1;
   out.flops = forward_flops(model.config);
   out.bytes = weight_bytes(model);
-  out.memory = largest(comm, resident());
+  read_memory(out, comm, backend);
   return out;
 }
 

@@ -18,6 +18,7 @@ struct Reading {
   double bytes = 0;             // generation: weights read for one token
   double loss = 0;              // token mean of the last step, all ranks
   Resident memory;              // after the last step, the largest of the ranks in each field
+  size_t device_peak = 0;       // bytes of a device with memory of its own at most, by its ledger; the largest of the ranks
   double median() const;        // of seconds
 };
 

@@ -36,6 +36,10 @@ FieldList step_fields(StepRequest& r) {
   fields.add("generate", &r.generate, "new tokens of one row, instead of training steps; the model has no adapter then").from(0);
   fields.add("prompt", &r.prompt, "tokens of the prompt").from(1);
   fields.group("Machine and output");
+  fields.add("device", &c.device, "where the numbers live").one_of({"cpu", "cuda"});
+  fields.add("limit_tflops", &r.limit_tflops, "what a rank's device can do in 1e12 FLOP/s; 0: measured on cpu, else the share is not told")
+      .from(0);
+  fields.add("limit_tbs", &r.limit_tbs, "what it can read in 1e12 bytes/s; generation; 0: likewise").from(0);
   fields.add("threads", &c.threads, "per rank; 0: the cores of the machine shared by its ranks").from(0);
   fields.add("seed", &c.seed, "of weights and ids").from(0);
   fields.add("json", &r.json, "one line for programs");

@@ -13,7 +13,8 @@ struct StepRequest {
   int64_t steps = 5;     // timed; one more comes before them
   int64_t generate = 0;  // > 0: so many new tokens from a prompt instead of training steps
   int64_t prompt = 32;   // its tokens
-  bool json = false;     // one JSON line, else a table
+  double limit_tflops = 0, limit_tbs = 0;  // of a rank's device; 0: measured on cpu, else unknown
+  bool json = false;                       // one JSON line, else a table
 
   StepRequest();
 };
