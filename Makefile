@@ -8,6 +8,9 @@
 #   make fuzz SECONDS=30   every reader of foreign files under libFuzzer and both sanitizers (clang 14), so long for each
 #   make what-fits  docs/what_fits.md from `tessera plan`; SHAPES=folder of folders with a config.json
 #   make torture      kills ranks of a tiny run at random moments, KILLS times (1,000), and prints the figures; SEED=.. for others
+#   make bundle       build/tessera-VERSION-linux-x86_64.tar.gz: program, tests, benchmarks, libraries; runs without root and packages
+#   make bundle-test  unpacks it into an empty root and trains there as an ordinary user; needs root here
+#   make gpu-check    tests, sanitizer and benchmarks on the GPU, one JSON of results; 8 minutes
 #   make model        trains the bundled model again from random weights (examples/tiny)
 #   make format check-format budget
 BUILD ?= build
@@ -18,12 +21,13 @@ TEST_PACKAGES = libgtest-dev clang-format-14 python3
 BENCH_PACKAGES = libbenchmark-dev python3
 FUZZ_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev python3
 BENCH_ARGS ?=
+BUNDLE_PACKAGES = patchelf binutils busybox-static
 SECONDS ?= 30
 TINY = examples/tiny
 KILLS ?= 1000
 SEED ?= 1
 
-.PHONY: quickstart test build packages test-packages bench unit asan fuzz torture model format check-format budget clean
+.PHONY: quickstart test build packages test-packages bench unit asan fuzz torture bundle bundle-test gpu-check model format check-format budget clean
 
 build: packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF
@@ -58,6 +62,21 @@ fuzz: packages
 	cmake --build $(BUILD)-fuzz -j $(JOBS) --target fuzz
 	@scripts/fuzz.py --build $(BUILD)-fuzz --seconds $(SECONDS) --jobs $(JOBS)
 
+bundle: test-packages
+	@scripts/packages.sh $(BENCH_PACKAGES) $(BUNDLE_PACKAGES)
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON -DTESSERA_BENCH=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	@scripts/bundle.sh $(BUILD)
+
+bundle-test: bundle
+	@scripts/bundle_test.sh $(BUILD)
+
+gpu-check: test-packages
+	@scripts/packages.sh $(BENCH_PACKAGES)
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON -DTESSERA_BENCH=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	@scripts/gpu_check.sh --build $(BUILD)
+
 torture: test-packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON
 	cmake --build $(BUILD) -j $(JOBS) --target e2e_test
@@ -74,10 +93,10 @@ what-fits: build
 	@scripts/what_fits.py $(BUILD)/tessera $(SHAPES)
 
 format:
-	@git ls-files -co --exclude-standard '*.h' '*.cpp' | xargs clang-format-14 -i
+	@git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' | xargs clang-format-14 -i
 
 check-format:
-	@git ls-files '*.h' '*.cpp' | xargs clang-format-14 --dry-run --Werror
+	@git ls-files '*.h' '*.cpp' '*.cu' | xargs clang-format-14 --dry-run --Werror
 
 budget:
 	@python3 scripts/budget.py
