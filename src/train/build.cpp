@@ -90,9 +90,12 @@ class Staging {
   float* values(int unit) const {
     return values_bytes(unit) ? reinterpret_cast<float*>(memory_.data() + frozen_bytes(unit)) : sharded_.values(unit).as<float>();
   }
+  // What no array fills is zero, as in memory that was just taken.
+  void clear(int unit) const { std::fill_n(memory_.data(), frozen_bytes(unit) + values_bytes(unit), std::byte(0)); }
   void place(int unit) const {
     if (const size_t n = frozen_bytes(unit)) device_.copy(sharded_.frozen_shard(unit), frozen(unit), n);
     if (const size_t n = values_bytes(unit)) device_.copy(sharded_.values(unit).data, values(unit), n);
+    if (memory_) device_.finish();  // the next unit is written over this one
   }
 
  private:
@@ -113,6 +116,7 @@ void load_all(LoadedModel& m, Staging& staging) {
   const Exchange exchange = [&](std::vector<float>& v, Range mine) { exchange_values(m.comm, v, mine); };
   Progress progress(m.request.quantized ? str("loading and quantizing to ", m.request.quant_format) : "loading", m.sharded.units());
   for (int u = 0; u < m.sharded.units(); ++u) {
+    staging.clear(u);
     load_unit(m.model, u, sources.source, m.sharded.frozen_range(u), staging.frozen(u), m.sharded.trainable_range(u), staging.values(u),
               exchange, &staging.home());
     staging.place(u);
