@@ -138,7 +138,9 @@ class DeviceComm : public testing::TestWithParam<Case> {
   }
   FakeNccl nccl_;
 };
-INSTANTIATE_TEST_SUITE_P(Kinds, DeviceComm, testing::Values(Case{"staged", 1}, Case{"staged", 2}, Case{"staged", 3}, Case{"staged", 4}),
+INSTANTIATE_TEST_SUITE_P(Kinds, DeviceComm,
+                         testing::Values(Case{"staged", 1}, Case{"staged", 2}, Case{"staged", 3}, Case{"staged", 4}, Case{"nccl", 1},
+                                         Case{"nccl", 2}, Case{"nccl", 3}, Case{"nccl", 4}),
                          [](const auto& info) { return str(info.param.kind, info.param.ranks); });
 
 TEST_P(DeviceComm, ExchangesOfDeviceMemory) {

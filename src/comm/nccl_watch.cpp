@@ -13,7 +13,7 @@ namespace {
 
 constexpr double meeting_pause = 0.02;  // seconds between two meetings: what is exchanged in between is one of them
 constexpr double look_pause = 0.05;     // between two looks at the GPU
-constexpr double grace = 10;            // after the deadline, in which a missing rank is found first
+constexpr double grace = 1.5;           // times the deadline: a rank that is missing is found before
 constexpr double abort_patience = 5;    // for a call of NCCL that is under way
 
 const char* const resume =
@@ -143,7 +143,7 @@ void NcclWatch::observe() {
       seen = issued_;
     }
     const double seconds = std::chrono::duration<double>(Clock::now() - moved).count();
-    if (seconds > deadline_ + grace)
+    if (seconds > deadline_ * grace)
       return lose(error_text(str("exchange ", seen, " of the GPUs"),
                              str("takes longer than ", deadline_.load(), " s although every rank has begun it"),
                              str("exchanges of less than --comm_timeout ", deadline_.load(), " s"), resume),
