@@ -10,6 +10,7 @@
 
 #include "backend/profiling_backend.h"
 #include "comm/profiling_comm.h"
+#include "comm/rank_device.h"
 #include "core/activity.h"
 #include "core/error.h"
 #include "core/log.h"
@@ -75,6 +76,11 @@ std::vector<MicroBatch> gather_micro_batches(Comm& comm, MicroBatch mine) {
 TrainConfig resolved(TrainConfig c, const std::optional<Resumed>& resumed, int ranks) {
   if (resumed) c.gradient_accumulation_steps = accumulation_steps(*resumed, c.gradient_accumulation_steps, ranks);
   return c;
+}
+
+std::unique_ptr<Backend> make_device(const TrainConfig& c, Comm& comm, const MakeBackend& make) {
+  const int threads = rank_threads(c.device, c.threads, comm);
+  return make ? make(c.device, threads) : make_backend(rank_device(c.device, comm), threads);
 }
 
 // Everything of one run, in the order it is made.
@@ -155,7 +161,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const Ma
     : resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir, comm)),
       config_(resolved(c, resumed_, comm.size())),
       comm_(comm),
-      backend_(profiled(make(c.device, rank_threads(c.device, c.threads, comm)))),
+      backend_(profiled(make_device(c, comm, make))),
       tokenizer_(load_tokenizer(c.model)),
       model_config_(read_model_config(c.model)),
       data_(load_rows(c, c.dataset, tokenizer_, model_config_)),

@@ -30,10 +30,10 @@ struct ProgramFacts {
 
 // The whole run on this rank. Collective. Throws Error.
 // on_start: called on rank 0 when everything is read and checked, before the first file is written to output_dir.
-// make: from TrainConfig::device and the threads of this rank to its device.
+// make: from TrainConfig::device and the threads of this rank to its device; none: the one that rank_device() gives it.
 using MakeBackend = std::function<std::unique_ptr<Backend>(std::string_view device, int threads)>;
 TrainResult train(const TrainConfig&, Comm&, const std::function<void()>& on_start = {}, const ProgramFacts& = {},
-                  const MakeBackend& make = make_backend);
+                  const MakeBackend& make = {});
 
 // Called by signal handlers: the run ends after the current micro-batch, with a checkpoint of the last step that was finished. Counts until
 // a run has ended by it.
