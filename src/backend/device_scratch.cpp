@@ -11,7 +11,7 @@ bool aligned(Tensor t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
 
 bool fits_codes(const Term& t) {
   const Codes4& w = t.b.codes;
-  return w.cols > 0 && w.cols % 32 == 0 && w.block % 32 == 0 && aligned(t.a) && aligned(w.codes);
+  return w.cols > 0 && w.cols % 32 == 0 && w.block >= 32 && (w.block & (w.block - 1)) == 0 && aligned(t.a) && aligned(w.codes);
 }
 
 }  // namespace

@@ -301,6 +301,30 @@ TEST_P(Codebook4Test, ErrorBound) {
   for (size_t i = 0; i < size_t(n); ++i) ASSERT_LE(std::abs(source[i] - values[i]), half_gap * absmax[i / 64]) << i;
 }
 
+// Addresses that are multiples of nothing, blocks that are no power of two, ends within a pack.
+TEST_P(Codebook4Test, DecodesAnywhere) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const int64_t block : {64, 96})
+      for (const int64_t skip : {0, 1})
+        for (const int64_t n : {1, 63, 645, 20001}) {
+          TestMemory memory(*backend_);
+          const auto part = [skip](Tensor whole, int64_t count) {
+            return Tensor{whole.as<std::byte>() + size_t(skip) * size_of(whole.dtype), whole.dtype, {count}, whole.home};
+          };
+          const Tensor all = memory.zeros(dtype, {n + skip + 1}), bytes = memory.ids({pieces(n, 2) + skip}, 5, 256);
+          const Tensor stored = memory.of(Dtype::u8, bytes.shape, to_doubles(bytes));
+          const Tensor absmax = memory.random(Dtype::f32, {pieces(n, block)}, 6);
+          codebook4_decode(part(all, n), part(stored, pieces(n, 2)), absmax, nf4_table(), block);
+          const std::vector<float> values = floats_of(all), scales = floats_of(absmax);
+          const std::vector<uint8_t> codes = bytes_of(stored);
+          for (int64_t i = 0; i < n; ++i) {
+            const float product = nf4_table()[codes[size_t(skip + i / 2)] >> (i % 2 ? 0 : 4) & 15] * scales[size_t(i / block)];
+            ASSERT_EQ(values[size_t(skip + i)], dtype == Dtype::bf16 ? float(Bf16(product)) : product) << i << " of " << n;
+          }
+          EXPECT_EQ(values.back(), 0) << "written behind the end";
+        }
+}
+
 TEST(DynamicMap, Published) {
   NEEDS_SHARED();
   const Json vectors = Json::parse(shared_text("reference/quant_vectors.json"));

@@ -3,6 +3,7 @@
 #include "backend/cuda/codebook4.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cfloat>
 
 #include "backend/cuda/codes4.h"
@@ -102,53 +103,80 @@ __global__ void __launch_bounds__(per_block)
 
 // --- decoding --------------------------------------------------------------------------------------------------------------------
 
-constexpr int packs_each = 4;  // loads of codes on their way at once
+constexpr uint32_t packs_each = 4;  // loads of codes on their way at once
+constexpr uint32_t per_round = per_block * packs_each;
+
+template <class T>
+__device__ __forceinline__ uint32_t to_word(float first, float second) {
+  if constexpr (sizeof(T) == 4)
+    return to_bits(first);
+  else
+    return rounded_pair<T>(first, second);
+}
 
 template <bool tiny, class T, int N>
-__device__ __forceinline__ void decode_pack(Pack<T, N>& pack, uint32_t word, const float* table, float scale) {
+__device__ __forceinline__ void decode_pack(Pack<uint32_t, 4>& pack, uint32_t word, const float* table, float scale) {
 #pragma unroll
-  for (int e = 0; e < N; ++e) pack.at[e] = weight_of<T>(of_word(table, word, e), scale, tiny);
+  for (int i = 0; i < 4; ++i) {
+    const auto product = [&](int e) { return product_of(of_word(table, word, e), scale, tiny); };
+    pack.at[i] = to_word<T>(product(N / 4 * i), N == 8 ? product(2 * i + 1) : 0);
+  }
 }
 template <class T, int N>
 __device__ __forceinline__ void write_pack(T* out, uint32_t word, const float* table, float scale) {
-  Pack<T, N> pack;
+  Pack<uint32_t, 4> pack;
   if (may_flush(scale)) {
-    decode_pack<true>(pack, word, table, scale);
+    decode_pack<true, T, N>(pack, word, table, scale);
   } else {
-    decode_pack<false>(pack, word, table, scale);
+    decode_pack<false, T, N>(pack, word, table, scale);
   }
-  *reinterpret_cast<Pack<T, N>*>(out) = pack;
+  *reinterpret_cast<Pack<uint32_t, 4>*>(out) = pack;
 }
 
-// Neighbouring threads write neighbouring packs of 16 bytes; a pack lies in one block. Without `packed`, as where addresses are odd,
-// elements go one by one.
+// Neighbouring threads write neighbouring packs of 16 bytes; a pack lies in one block. All loads of a thread go out before the first is
+// used. REQUIRES: `scales.shift`, addresses aligned.
 template <class T>
 __global__ void __launch_bounds__(per_block)
-    decode4_kernel(T* out, const uint8_t* codes, const Scales4 scales, const Values4 values, int64_t n, bool packed) {
+    decode4_kernel(T* out, const uint8_t* codes, const Scales4 scales, const Values4 values, int64_t n) {
   SharedMemory shared;
   const Shared4 s = take_shared4(shared, values, !scales.absmax);
-  constexpr int N = pack_of<T>;
+  constexpr int N = pack_of<T>, of_block = N == 8 ? 3 : 2;  // log2 N
   using Word = std::conditional_t<N == 8, uint32_t, uint16_t>;
-  const int64_t whole = packed ? n / N : 0, stride = int64_t(gridDim.x) * per_block * packs_each;
-  for (int64_t first = int64_t(blockIdx.x) * per_block * packs_each + int(threadIdx.x); first < whole; first += stride) {
-    Word word[packs_each] = {};
-    float scale[packs_each] = {};
+  const float offset = offset_of(scales);
+  const auto packs = uint32_t(n / N);
+  const int to_block = scales.shift - of_block;
+  for (uint32_t first = blockIdx.x * per_round + threadIdx.x; first < packs; first += gridDim.x * per_round) {
+    Word word[packs_each];
+    Scale4 scale[packs_each];
 #pragma unroll
-    for (int p = 0; p < packs_each; ++p) {
-      const int64_t pack = first + p * per_block;
-      if (pack >= whole) continue;
+    for (uint32_t p = 0; p < packs_each; ++p) {
+      const uint32_t wanted = first + p * per_block, pack = wanted < packs ? wanted : packs - 1;
       word[p] = reinterpret_cast<const Word*>(codes)[pack];
-      scale[p] = scale_at(scales, s.map, pack * N);
+      scale[p] = fetch_scale(scales, pack >> to_block);
     }
 #pragma unroll
-    for (int p = 0; p < packs_each; ++p) {
-      const int64_t pack = first + p * per_block;
-      if (pack < whole) write_pack<T, N>(out + pack * N, word[p], s.table, scale[p]);
+    for (uint32_t p = 0; p < packs_each; ++p) {
+      const uint32_t pack = first + p * per_block;
+      if (pack < packs) write_pack<T, N>(out + size_t(pack) * N, word[p], s.table, scale_of(scales, scale[p], s.map, offset));
     }
   }
-  for (int64_t i = whole * N + int64_t(blockIdx.x) * per_block + int(threadIdx.x); i < n; i += int64_t(gridDim.x) * per_block) {
-    const float scale = scale_at(scales, s.map, i);
-    out[i] = weight_of<T>(of_word(s.table, codes[i / 2], int(i % 2)), scale, may_flush(scale));
+  const int64_t rest = int64_t(packs) * N + int(threadIdx.x);
+  if (blockIdx.x == 0 && rest < n) {
+    const float scale = scale_of(scales, fetch_scale(scales, rest / scales.block), s.map, offset);
+    out[rest] = rounded<T>(product_of(of_word(s.table, codes[rest / 2], int(rest % 2)), scale, may_flush(scale)));
+  }
+}
+
+// Any addresses and blocks.
+template <class T>
+__global__ void __launch_bounds__(per_block)
+    decode4_single_kernel(T* out, const uint8_t* codes, const Scales4 scales, const Values4 values, int64_t n) {
+  SharedMemory shared;
+  const Shared4 s = take_shared4(shared, values, !scales.absmax);
+  const float offset = offset_of(scales);
+  for (int64_t i = int64_t(blockIdx.x) * per_block + int(threadIdx.x); i < n; i += int64_t(gridDim.x) * per_block) {
+    const float scale = scale_of(scales, fetch_scale(scales, i / scales.block), s.map, offset);
+    out[i] = rounded<T>(product_of(of_word(s.table, codes[i / 2], int(i % 2)), scale, may_flush(scale)));
   }
 }
 
@@ -167,13 +195,15 @@ constexpr int64_t resident = 8;  // blocks of decoding that a multiprocessor hol
 }  // namespace
 
 void decode_codes4(Device& device, Tensor out, const Codes4& w) {
-  const int64_t n = out.size(), needed = int64_t(blocks_for(n, per_block * packs_each * 4));
-  const unsigned blocks = unsigned(std::min(needed, multiprocessors(device) * resident));
+  const auto aligned = [](Tensor t, size_t to) { return reinterpret_cast<uintptr_t>(t.data) % to == 0; };
+  const Scales4 scales = scales4(w);
+  const bool packed = aligned(out, 16) && aligned(w.codes, 4) && scales.shift >= 3;
   dispatch_any_float(out.dtype, [&]<class T>() {
-    const bool packed =
-        reinterpret_cast<uintptr_t>(out.data) % 16 == 0 && reinterpret_cast<uintptr_t>(w.codes.data) % 4 == 0 && w.block % pack_of<T> == 0;
-    launch(device, decode4_kernel<T>, {dim3(blocks), dim3(per_block), shared4_bytes}, out.as<T>(), w.codes.as<const uint8_t>(), scales4(w),
-           values4(w), n, packed);
+    const int64_t n = out.size(), needed = blocks_for(n, packed ? int64_t(per_round) * pack_of<T> : per_block);
+    assert(n / pack_of<T> < int64_t(1) << 31);
+    launch(device, packed ? decode4_kernel<T> : decode4_single_kernel<T>,
+           {dim3(unsigned(std::min(needed, multiprocessors(device) * resident))), dim3(per_block), shared4_bytes}, out.as<T>(),
+           w.codes.as<const uint8_t>(), scales, values4(w), n);
   });
 }
 

@@ -65,12 +65,19 @@ __device__ __forceinline__ Shared4 take_shared4(SharedMemory& shared, const Valu
   return out;
 }
 
-// Of the block that holds element i of the whole matrix.
-__device__ __forceinline__ float scale_at(const Scales4& s, const float* map, int64_t i) {
-  const int64_t block = s.shift >= 0 ? i >> s.shift : i / s.block;
-  if (s.absmax) return s.absmax[block];
-  return map[s.codes[block]] * s.nested_absmax[block / nested_in_block] + s.nested_offset[0];
+// A scale as it comes from memory; what it stands for is asked later, so that many can be on their way at once.
+struct Scale4 {
+  float outer;    // absmax, or nested_absmax
+  uint32_t code;  // when nested
+};
+__device__ __forceinline__ Scale4 fetch_scale(const Scales4& s, int64_t block) {
+  if (s.absmax) return {s.absmax[block], 0};
+  return {s.nested_absmax[block / nested_in_block], s.codes[block]};
 }
+__device__ __forceinline__ float scale_of(const Scales4& s, const Scale4& x, const float* map, float offset) {
+  return s.absmax ? x.outer : map[x.code] * x.outer + offset;
+}
+__device__ __forceinline__ float offset_of(const Scales4& s) { return s.absmax ? 0.0f : s.nested_offset[0]; }
 
 // Numbers below 2^-126 count as zero.
 __device__ __forceinline__ float flushed(float x) { return fabsf(x) < 0x1p-126f ? 0.0f : x; }
@@ -79,15 +86,17 @@ __device__ __forceinline__ float flushed(float x) { return fabsf(x) < 0x1p-126f 
 __device__ __forceinline__ bool may_flush(float scale) { return !(fabsf(scale) >= 0x1p-100f); }
 __device__ __forceinline__ float flushed_product(float x) { return fabsf(x) < 0x1p-126f ? from_bits(to_bits(x) & 0x80000000u) : x; }
 
-// Element e of the codes in a word: the first of a byte in its high half.
+// The value of element e of the codes in a word: the first of a byte in its high half. `table` by its bytes, so that a mask gives the
+// place.
 __device__ __forceinline__ float of_word(const float* table, uint32_t word, int e) {
-  return table[word >> (e / 2 * 8 + (e % 2 ? 0 : 4)) & 15];
+  const int low = e / 2 * 8 + (e % 2 ? 0 : 4);
+  const uint32_t offset = (low >= 2 ? word >> (low - 2) : word << 2) & 60;
+  return *reinterpret_cast<const float*>(reinterpret_cast<const unsigned char*>(table) + offset);
 }
 
-template <class T>
-__device__ __forceinline__ T weight_of(float value, float scale, bool tiny) {
+__device__ __forceinline__ float product_of(float value, float scale, bool tiny) {
   const float product = value * scale;
-  return rounded<T>(tiny ? flushed_product(product) : product);
+  return tiny ? flushed_product(product) : product;
 }
 
 }  // namespace tessera::CUDA_SIDE

@@ -46,11 +46,11 @@ struct Out {
 // What a lane holds of a stretch: 32 codes of rows g and g + 8 of a tile, with their scales, and 32 numbers of row g of x.
 struct Held {
   Words codes[2], x[4];
-  float scale[2];
+  Scale4 scale[2];
 };
 
 template <class T>
-__device__ __forceinline__ void fetch(Held& held, const Weights& w, const float* map, const T* x, int m, int row, int at) {
+__device__ __forceinline__ void fetch(Held& held, const Weights& w, const T* x, int m, int row, int at) {
   const int g = int(threadIdx.x) % warp_size / 4;
   const bool valid = at < w.k;
 #pragma unroll
@@ -58,7 +58,7 @@ __device__ __forceinline__ void fetch(Held& held, const Weights& w, const float*
     const int within = row + h * 8 < w.n ? row + h * 8 : w.n - 1;
     const int64_t first = int64_t(within) * w.k + (valid ? at : 0);
     held.codes[h] = *reinterpret_cast<const Words*>(w.codes + first / 2);
-    held.scale[h] = valid ? scale_at(w.scales, map, first) : 0.0f;
+    held.scale[h] = fetch_scale(w.scales, first >> w.scales.shift);
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) held.x[i] = valid && g < m ? *reinterpret_cast<const Words*>(x + int64_t(g) * w.k + at + i * 8) : Words{};
@@ -67,19 +67,19 @@ __device__ __forceinline__ void fetch(Held& held, const Weights& w, const float*
 // Elements 2 p and 2 p + 1 of a word.
 template <class T>
 __device__ __forceinline__ uint32_t weight_pair(const float* table, uint32_t word, int p, float scale, bool tiny) {
-  const T low = weight_of<T>(of_word(table, word, 2 * p), scale, tiny), high = weight_of<T>(of_word(table, word, 2 * p + 1), scale, tiny);
-  return uint32_t(low.bits) | uint32_t(high.bits) << 16;
+  const float low = product_of(of_word(table, word, 2 * p), scale, tiny), high = product_of(of_word(table, word, 2 * p + 1), scale, tiny);
+  return rounded_pair<T>(low, high);
 }
 
 template <class T, bool tiny>
-__device__ __forceinline__ void multiply(float (&sums)[4], const Held& held, const float* table) {
+__device__ __forceinline__ void multiply(float (&sums)[4], const Held& held, const float (&scale)[2], const float* table) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) a[r] = weight_pair<T>(table, held.codes[r % 2].at[i], half * 2 + r / 2, held.scale[r % 2], tiny);
+      for (int r = 0; r < 4; ++r) a[r] = weight_pair<T>(table, held.codes[r % 2].at[i], half * 2 + r / 2, scale[r % 2], tiny);
       const uint32_t b[2] = {held.x[i].at[half * 2], held.x[i].at[half * 2 + 1]};
       mma<T>(sums, a, b);
     }
@@ -107,18 +107,19 @@ __global__ void __launch_bounds__(per_block)
   const int warp = int(threadIdx.x) / warp_size, g = int(threadIdx.x) % warp_size / 4, t = int(threadIdx.x) % 4;
   const int col = int(blockIdx.x) * tile;
 
+  const float offset = offset_of(w.scales);
   float sums[4] = {};
   Held held;
   int at = warp * stretch + t * of_lane;  // of this lane; the warp's stretch begins at `at - t * of_lane`
-  fetch(held, w, s.map, x, out.m, col + g, at);
+  fetch(held, w, x, out.m, col + g, at);
   for (; at - t * of_lane < w.k; at += warps * stretch) {
     Held next;
-    fetch(next, w, s.map, x, out.m, col + g, at + warps * stretch);
-    const bool tiny = may_flush(held.scale[0]) || may_flush(held.scale[1]);
-    if (__ballot_sync(whole_warp, tiny)) {
-      multiply<T, true>(sums, held, s.table);
+    fetch(next, w, x, out.m, col + g, at + warps * stretch);
+    const float scale[2] = {scale_of(w.scales, held.scale[0], s.map, offset), scale_of(w.scales, held.scale[1], s.map, offset)};
+    if (__ballot_sync(whole_warp, may_flush(scale[0]) || may_flush(scale[1]))) {
+      multiply<T, true>(sums, held, scale, s.table);
     } else {
-      multiply<T, false>(sums, held, s.table);
+      multiply<T, false>(sums, held, scale, s.table);
     }
     held = next;
   }
