@@ -1,7 +1,9 @@
-// Product: what Backend::gemm computes, a sum of matrix products with what is added to it on the way out, rounded once.
+// Product: what Backend::gemm computes, a sum of matrix products with what is added to it on the way out.
 //   c (m, n) = [c] + alpha * sum over terms of op(a) (m, k) * op(b) (k, n) + bias + addend
+// The CPU rounds to c's dtype once. A GPU's library forms one term at a time, so there c is rounded after each, narrow terms first: what an
+// adapter adds is small, and so is its rounding.
 // A linear layer with an adapter is two terms: x W^T and t B^T. Its input gradient is two: dy W and dt A; layers that share an input add
-// theirs. All a and b of one product have one dtype T (f32 or bf16); sums are f32.
+// theirs. All a and b of one product have one dtype T (f32 or bf16; a GPU takes f16 too); sums are f32.
 #pragma once
 #include <cstdint>
 #include <initializer_list>
@@ -23,7 +25,8 @@ struct Codes4 {
   Tensor nested_offset;          // f32 (1), when absmax is u8
 };
 
-// The right-hand matrix of a product: values, or codes that are decoded on the way to the arithmetic units and never written out whole.
+// The right-hand matrix of a product: values, or codes that are decoded on the way to the arithmetic units. A GPU writes one matrix at a
+// time out to scratch memory, unless c has few rows (backend/device_scratch.h).
 struct Factor {
   Factor() = default;
   Factor(Tensor values) : dense(values) {}  // NOLINT: a tensor is a factor
