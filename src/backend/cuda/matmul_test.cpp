@@ -90,5 +90,31 @@ TEST(HostProduct, TakesF16) {
     }
 }
 
+// Few rows by the kernel that decodes in registers, many by decoding first.
+TEST(HostProduct, TakesCodesInF16) {
+  const auto backend = make_test_backend("cuda_host", 1);
+  TestMemory memory(*backend);
+  const int64_t n = 40, k = 192;
+  float table[16];
+  for (int i = 0; i < 16; ++i) table[i] = float(i - 7) / 8;
+  Codes4 w;
+  w.rows = n, w.cols = k, w.table = table;
+  w.codes = memory.of(Dtype::u8, {n * k / 2}, to_doubles(memory.ids({n * k / 2}, 11, 256)));
+  w.absmax = memory.random(Dtype::f32, {n * k / 64}, 12);
+  const Tensor values = memory.zeros(Dtype::f16, {n, k});
+  backend->codebook4_decode(values, w.codes, w.absmax, table, 64);
+  for (const int64_t m : {3, 20}) {
+    const Tensor a = memory.random(Dtype::f16, {m, k}, 1);
+    for (const Dtype out : {Dtype::f16, Dtype::f32}) {
+      Product p;
+      p.c = memory.zeros(out, {m, n}), p.transpose_b = true;
+      p.add(a, w);
+      backend->gemm(p);
+      expect_close(p.c, row_major_product({m, n, k, false, true}, to_doubles(a), to_doubles(values)), out == Dtype::f32 ? 1e-5 : 1e-3,
+                   "f16");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tessera
