@@ -173,11 +173,7 @@ void add_machine_fields(FieldList& fields, TrainConfig& c) {
       .from(0);
   fields.add("comm_timeout", &c.comm_timeout, "seconds that a rank waits for the others; then the run ends and says which rank is missing")
       .above(0);
-  fields.add("device", &c.device, "where the numbers live")
-      .also({"backend"})
-      .one_of({"cpu"})
-      .means("cpu", {"auto"})
-      .not_yet({"cuda", "mps", "mlx"});
+  add_device_field(fields, c.device);
 }
 
 void add_output_fields(FieldList& fields, TrainConfig& c) {
@@ -233,6 +229,17 @@ void add_output_fields(FieldList& fields, TrainConfig& c) {
 }
 
 }  // namespace
+
+void add_device_field(FieldList& fields, std::string& device) {
+  fields
+      .add("device", &device,
+           "where the numbers live: cuda: an NVIDIA GPU for each rank, of those in CUDA_VISIBLE_DEVICES; auto: cuda where there are GPUs, "
+           "else cpu")
+      .also({"backend"})
+      .one_of({"auto", "cpu", "cuda"})
+      .means("cuda", {"gpu"})
+      .not_yet({"mps", "mlx", "tpu", "xla", "xpu", "npu", "hpu", "mlu", "musa"});
+}
 
 void add_data_fields(FieldList& fields, TrainConfig& c) {
   fields.group("Model and data");

@@ -37,6 +37,7 @@ std::string train_type_of(bool adapter, bool four_bit);
 
 FieldList train_fields(TrainConfig&);            // every member of TrainConfig
 void add_data_fields(FieldList&, TrainConfig&);  // the part that says which model and rows
+void add_device_field(FieldList&, std::string& device);
 
 // The keys of a YAML (or JSON) file. A key of a nested map is joined to its parent's: lora: {rank: 8} is lora_rank. Throws Error naming
 // file and line for what cannot be read and for keys that are no field and no upstream flag.

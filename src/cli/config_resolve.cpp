@@ -17,7 +17,7 @@ struct Spelled {
   std::string config;
   int64_t world_size = -1;
   bool use_peft = false, load_in_4bit = false;
-  bool bf16 = false, fp16 = false;
+  bool bf16 = false, fp16 = false, use_cpu = false;
   std::string dtype, compute_dtype;
   bool apply_gradient_clipping = false;
   double grad_norm = 0.3;
@@ -40,6 +40,7 @@ void add_spelled_fields(FieldList& fields, Spelled& s) {
   add("fp16", &s.fp16, "true is not yet built");
   add("dtype", &s.dtype, "must agree with precision").also({"torch_dtype"}).one_of({"auto", "bfloat16", "float32"}).not_yet({"float16"});
   add("bnb_4bit_compute_dtype", &s.compute_dtype, "must agree with precision").one_of({"bfloat16", "float32"}).not_yet({"float16"});
+  add("use_cpu", &s.use_cpu, "device cpu; false: as --device says").also({"no_cuda", "cpu"});
   add("apply_gradient_clipping", &s.apply_gradient_clipping, "max_grad_norm is grad_norm; false: 0");
   add("grad_norm", &s.grad_norm, "max_grad_norm, with apply_gradient_clipping; 0.3 when not given").above(0);
   add("cosine_min_lr_ratio", &s.cosine_min_lr_ratio, "lowest share of lr under cosine: 0.1 with the defaults of fsdp_qlora, else 0")
@@ -155,6 +156,12 @@ void resolve_precision(TrainConfig& c, const Spelled& s, const Said& said) {
   agree_on_dtype(c, said("bnb_4bit_compute_dtype"), s.compute_dtype);
 }
 
+void resolve_device(TrainConfig& c, const Spelled& s, const Said& said) {
+  if (!s.use_cpu) return;
+  if (const Given* device = said("device"); device && c.device != "cpu") contradiction(*said("use_cpu"), *device);
+  c.device = "cpu";
+}
+
 void resolve_clipping(TrainConfig& c, const Spelled& s, const Said& said, Notices& notices) {
   const Given *apply = said("apply_gradient_clipping"), *norm = said("grad_norm"), *max = said("max_grad_norm");
   if (!apply) {
@@ -267,6 +274,7 @@ void apply_given(FieldList& fields, const std::string& column, const std::vector
 TrainArguments parse_train(const Arguments& args, bool without_rows) {
   TrainArguments out;
   Spelled spelled;
+  out.config.device = "auto";
   FieldList fields = train_fields(out.config);
   add_spelled_fields(fields, spelled);
   const CommandLine line = read_command_line(args, fields);
@@ -290,6 +298,7 @@ TrainArguments parse_train(const Arguments& args, bool without_rows) {
     fail("--keep_layers", str("\"", c.keep_layers, "\""), "auto, or a number of layers from 0", "give one of them");
   resolve_train_type(c, spelled, said, out.notices);
   note_unused(c, fields, said, out.notices);
+  resolve_device(c, spelled, said);
   note_offload(c, said, out.notices);
   if (has_adapter(c.train_type)) note_peft_example(all, said, out.notices);
   resolve_precision(c, spelled, said);
@@ -304,6 +313,7 @@ TrainArguments parse_train(const Arguments& args, bool without_rows) {
 
 std::string train_help(const Arguments& args) {
   TrainConfig config;
+  config.device = "auto";
   Spelled spelled;
   FieldList fields = train_fields(config);
   add_spelled_fields(fields, spelled);

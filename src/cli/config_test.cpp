@@ -47,7 +47,7 @@ const std::vector<std::string> six = {"k_proj", "q_proj", "v_proj", "up_proj", "
 
 TEST(TrainConfig, TesseraColumnIsTheStruct) {
   TrainConfig expected;
-  expected.model = "m", expected.dataset = "d.jsonl";
+  expected.model = "m", expected.dataset = "d.jsonl", expected.device = "auto";
   EXPECT_EQ(config("--model m --dataset d.jsonl"), expected);
   EXPECT_TRUE(parse("--model m --dataset d.jsonl").notices.empty());
 }
@@ -244,12 +244,26 @@ TEST(TrainConfig, KnownValuesThatAreNotBuilt) {
                                             "--sharding_strategy HYBRID_SHARD",
                                             "--quant_format fp4",
                                             "--backend mps",
-                                            "--device cuda",
+                                            "--backend mlx",
+                                            "--device tpu",
                                             "--lr_scheduler warmup_stable_decay",
                                             "--init_lora_weights pissa",
                                             "--save_strategy best",
                                             "--fsdp_state_dict_type LOCAL_STATE_DICT"};
   for (const auto& words : refused) expect_error(line + words, {words, "not yet", "allowed:"});
+}
+
+TEST(TrainConfig, DeviceIsChosenByItsNameOrByTheSwitchesOfOthers) {
+  const std::string line = "--model m --dataset d ";
+  EXPECT_EQ(config(line).device, "auto");
+  EXPECT_EQ(config(line + "--backend cuda").device, "cuda");
+  EXPECT_EQ(config(line + "--backend auto").device, "auto");
+  EXPECT_EQ(config(line + "--device cpu").device, "cpu");
+  for (const char* words : {"--use_cpu", "--no_cuda true", "--cpu", "--use_cpu --device cpu"})
+    EXPECT_EQ(config(line + words).device, "cpu") << words;
+  EXPECT_EQ(config(line + "--use_cpu false").device, "auto");
+  expect_error(line + "--use_cpu --device cuda", {"--use_cpu", "contradicts --device cuda"});
+  expect_error(line + "--device cude", {"--device", "allowed: auto, cpu, cuda"});
 }
 
 TEST(TrainConfig, UpstreamFlagsAreRefusedOrSpokenOf) {

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 
@@ -9,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/record.h"
 #include "comm/comm.h"
+#include "comm/nccl_library.h"
 #include "core/text.h"
 
 // TESSERA_VERSION, TESSERA_BUILD_TYPE and TESSERA_COMMIT are given to this file by the build.
@@ -62,10 +64,22 @@ std::string compiler() {
 #endif
 }
 
-std::vector<std::pair<std::string, std::string>> facts() {
+using Facts = std::vector<std::pair<std::string, std::string>>;
+
+void add_gpus(Facts& all) {
+  const int gpus = cuda_devices();
+  all.emplace_back("devices", gpus > 0 ? "cpu, cuda" : "cpu");
+  if (!built_with_cuda()) return void(all.emplace_back("gpus", "no CUDA in this build"));
+  const Facts cuda = cuda_facts();
+  all.insert(all.end(), cuda.begin(), cuda.end());
+  all.emplace_back("nccl", nccl_version());
+  if (const char* visible = std::getenv("CUDA_VISIBLE_DEVICES")) all.emplace_back("CUDA_VISIBLE_DEVICES", str("\"", visible, "\""));
+}
+
+Facts facts() {
   const auto backend = make_backend("cpu", 0);
   const auto free_bytes = size_t(::sysconf(_SC_AVPHYS_PAGES)) * size_t(::sysconf(_SC_PAGESIZE));
-  std::vector<std::pair<std::string, std::string>> all = {
+  Facts all = {
       {"tessera", std::string(version())},
       {"commit", TESSERA_COMMIT},
       {"build", TESSERA_BUILD_TYPE},
@@ -77,8 +91,8 @@ std::vector<std::pair<std::string, std::string>> facts() {
       {"memory", str(human_bytes(backend->total_memory()), ", ", human_bytes(free_bytes), " free")},
       {"backend", backend->describe()},
       {"ranks", make_mpi_comm()->describe()},
-      {"devices", "cpu"},
   };
+  add_gpus(all);
   return all;
 }
 
@@ -95,7 +109,7 @@ int run_env(const Arguments& args) {
   Record record;
   for (const auto& [name, value] : facts()) {
     record.add(name, value);
-    if (!options.json) std::printf("%-13s%s\n", name.c_str(), value.c_str());
+    if (!options.json) std::printf("%-13s%s%s\n", name.c_str(), name.size() < 13 ? "" : " ", value.c_str());
   }
   if (options.json) std::puts(record.line().c_str());
   return 0;

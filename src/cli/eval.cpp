@@ -5,7 +5,7 @@
 
 #include "cli/command.h"
 #include "cli/run_record.h"
-#include "comm/comm.h"
+#include "comm/rank_device.h"
 #include "core/log.h"
 #include "core/text.h"
 #include "data/tokenizer.h"
@@ -63,7 +63,8 @@ int run_eval(const Arguments& args) {
   }
   const auto comm = started_by_mpi() ? make_mpi_comm() : make_single_comm();
   set_log_rank(comm->rank(), comm->size());
-  const auto backend = make_backend("cpu", rank_threads("cpu", o.model.threads, *comm));
+  const std::string device = rank_device(o.model.device, *comm);
+  const auto backend = make_backend(device, rank_threads(device, o.model.threads, *comm));
   const ModelRequest request = choose_model(o.model);
   std::optional<Tokenizer> tokenizer;
   if (Tokenizer::present(request.folder)) tokenizer = Tokenizer::load(request.folder);

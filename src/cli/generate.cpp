@@ -4,7 +4,7 @@
 
 #include "cli/command.h"
 #include "cli/run_record.h"
-#include "comm/comm.h"
+#include "comm/rank_device.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
@@ -95,7 +95,7 @@ int run_generate(const Arguments& args) {
   if (started_by_mpi() && make_mpi_comm()->size() > 1)
     fail("generate", "was started on several ranks", "one process", "start it without launch or mpiexec; --threads uses all cores");
   const auto comm = make_single_comm();
-  const auto backend = make_backend("cpu", int(o.model.threads));
+  const auto backend = make_backend(rank_device(o.model.device, *comm), int(o.model.threads));
   const ModelRequest request = choose_model(o.model);
   if (!Tokenizer::present(request.folder))
     fail(str("--model ", request.folder), "has no tokenizer", "a folder with tokenizer.json or tokenizer.model",

@@ -53,7 +53,8 @@ TEST(Launch, UnderstandsAccelerate) {
                                  "--model",
                                  "m"});
   EXPECT_EQ(l.ranks, 2);
-  EXPECT_EQ(l.command, (Arguments{"train", "--model", "m", "--threads=1", "--sharding_strategy=SHARD_GRAD_OP", "--use_cpu_offload=true"}));
+  EXPECT_EQ(l.command, (Arguments{"train", "--model", "m", "--threads=1", "--sharding_strategy=SHARD_GRAD_OP", "--device=cpu",
+                                  "--use_cpu_offload=true"}));
   EXPECT_EQ(l.notices.size(), 2u);
 }
 

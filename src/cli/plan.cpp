@@ -125,7 +125,7 @@ PlanMachine machine_of(const PlanOptions& o, const TrainConfig& c, int64_t world
   m.rows = bytes_of_rows(o.rows, o.rows * c.context_length);
   if (m.nodes > m.ranks) fail("--num_machines", str(m.nodes), str("at most --num_processes, ", m.ranks), "give each machine a rank");
   const int here = (m.ranks + m.nodes - 1) / m.nodes;
-  if (!o.device_memory.empty() || starts_with(c.device, "cuda")) {
+  if (!o.device_memory.empty() || c.device == "cuda" || (c.device == "auto" && cuda_devices() > 0)) {
     add_gpu(m, o, c, speeds);
   } else {
     const auto backend = make_backend("cpu", int(c.threads));

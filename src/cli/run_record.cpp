@@ -44,6 +44,7 @@ void add_model_fields(FieldList& fields, ModelChoice& m) {
       .means("", {"none"});
   fields.add("double_quant", &m.double_quant, "scales of an nf4 base in 8 bits, when the adapter's run does not say");
   fields.add("threads", &m.threads, "threads; 0: all cores").from(0);
+  add_device_field(fields, m.device);
 }
 
 std::optional<TrainConfig> recorded_run(const std::string& adapter) {

@@ -21,6 +21,7 @@ struct ModelChoice {
   std::string quant_format;  // "": as the adapter's run, else dense
   bool double_quant = true;
   int64_t threads = 0;
+  std::string device = "auto";
 };
 void add_model_fields(FieldList&, ModelChoice&);
 // Reads the record beside the adapter (or above its checkpoint folder) for what was not given.

@@ -11,6 +11,7 @@ constexpr std::string_view loading = "every rank reads the weights piece by piec
 constexpr std::string_view trackers = "only experiment trackers read it";
 constexpr std::string_view profiler = "--profile true has one form: a table, and a trace in output_dir/profile.json";
 constexpr std::string_view rendezvous = "mpiexec brings the ranks together";
+constexpr std::string_view one_gpu_each = "with --device cuda each rank takes a GPU";
 constexpr std::string_view hub = "nothing is sent to the hub";
 constexpr std::string_view kernels = "operations are native; the kernel is not chosen by the user";
 constexpr std::string_view reading = "rows are tokenized once and kept in memory";
@@ -150,8 +151,6 @@ constexpr UpstreamFlag trainer_flags[] = {
     {"past_index", "-1", ""},
     {"ray_scope", "", trackers},
     {"use_mps_device", "false", ""},
-    {"no_cuda", "true", ""},
-    {"use_cpu", "true", ""},
 };
 
 constexpr UpstreamFlag sft_flags[] = {
@@ -214,17 +213,16 @@ constexpr UpstreamFlag sft_flags[] = {
 constexpr UpstreamFlag accelerate_flags[] = {
     {"config_file", "", ""},
     {"compute_environment", "local_machine", ""},
-    {"distributed_type", "fsdp|multi_cpu|no", ""},
+    {"distributed_type", "fsdp|multi_gpu|multi_cpu|no", ""},
     {"use_fsdp", "", wrapping},
-    {"multi_gpu", "false", ""},
-    {"cpu", "true", ""},
+    {"multi_gpu", "", one_gpu_each},
     {"tpu", "false", ""},
     {"use_deepspeed", "false", ""},
     {"num_machines", "1", ""},
     {"machine_rank", "0", ""},
     {"nnodes", "1", ""},
     {"node_rank", "0", ""},
-    {"gpu_ids", "", "ranks run on the CPU"},
+    {"gpu_ids", "all", ""},
     {"main_process_ip", "", rendezvous},
     {"main_process_port", "", rendezvous},
     {"rdzv_backend", "", rendezvous},
