@@ -11,6 +11,7 @@
 #   make bundle       build/tessera-VERSION-linux-x86_64.tar.gz: program, tests, benchmarks, libraries; runs without root and packages
 #   make bundle-test  unpacks it into an empty root and trains there as an ordinary user; needs root here
 #   make gpu-check    tests, sanitizer and benchmarks on the GPU, one JSON of results; 8 minutes
+#   make cuda-prediction  the expected times of docs/cuda.md, from a dry run of the program's steps
 #   make model        trains the bundled model again from random weights (examples/tiny)
 #   make format check-format budget
 BUILD ?= build
@@ -27,7 +28,7 @@ TINY = examples/tiny
 KILLS ?= 1000
 SEED ?= 1
 
-.PHONY: quickstart test without-cuda build packages test-packages bench unit asan fuzz torture bundle bundle-test gpu-check model format check-format budget clean
+.PHONY: quickstart test without-cuda build packages test-packages bench unit asan fuzz torture bundle bundle-test gpu-check cuda-prediction model format check-format budget clean
 
 build: packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF
@@ -71,9 +72,9 @@ fuzz: packages
 
 bundle: test-packages
 	@scripts/packages.sh $(BENCH_PACKAGES) $(BUNDLE_PACKAGES)
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON -DTESSERA_BENCH=ON
-	cmake --build $(BUILD) -j $(JOBS)
-	@scripts/bundle.sh $(BUILD)
+	cmake -S . -B $(BUILD)-bundle -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON -DTESSERA_BENCH=ON -DTESSERA_BUNDLE=ON
+	cmake --build $(BUILD)-bundle -j $(JOBS)
+	@scripts/bundle.sh $(BUILD)-bundle $(BUILD)
 
 bundle-test: bundle
 	@scripts/bundle_test.sh $(BUILD)
@@ -95,6 +96,11 @@ quickstart: build
 model: build
 	@scripts/make_tiny_model.sh $(BUILD)/tessera $(TINY)
 
+cuda-prediction: packages
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF -DTESSERA_BENCH=ON
+	cmake --build $(BUILD) -j $(JOBS) --target bench_prediction
+	@scripts/cuda_prediction.py $(BUILD)
+
 SHAPES ?= ../shared/models/shapes
 what-fits: build
 	@scripts/what_fits.py $(BUILD)/tessera $(SHAPES)
@@ -109,4 +115,4 @@ budget:
 	@python3 scripts/budget.py
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-without-cuda $(BUILD)-asan $(BUILD)-fuzz out
+	rm -rf $(BUILD) $(BUILD)-without-cuda $(BUILD)-asan $(BUILD)-fuzz $(BUILD)-bundle out
