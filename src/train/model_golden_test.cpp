@@ -1,5 +1,6 @@
 // Model families against transformers: logits, hidden states, loss, every gradient, packed rows, greedy ids.
 #include <cmath>
+#include <tuple>
 
 #include "data/tokenizer.h"
 #include "train/evaluate.h"
@@ -18,23 +19,33 @@ const std::vector<std::string> variants{"options/llama_bias",
                                         "options/qwen2_sliding"};
 
 std::string folder(const std::string& name) { return shared("golden/models/" + name); }
-std::string test_name(const testing::TestParamInfo<std::string>& info) {
-  std::string s = info.param;
+using ModelOnDevice = std::tuple<const char*, std::string>;
+std::string test_name(const testing::TestParamInfo<ModelOnDevice>& info) {
+  std::string s = std::get<0>(info.param) + ("_" + std::get<1>(info.param));
   for (char& c : s) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
   return s;
 }
 
-class Family : public testing::TestWithParam<std::string> {
+class OnDevice : public testing::TestWithParam<ModelOnDevice> {
  protected:
-  GoldenFile expected() const { return GoldenFile("golden/models/" + GetParam() + "/expected.safetensors"); }
+  const char* device() const { return std::get<0>(GetParam()); }
+  const std::string& name() const { return std::get<1>(GetParam()); }
+};
+auto on_devices(const std::vector<std::string>& models) {
+  return testing::Combine(testing::ValuesIn(f32_devices()), testing::ValuesIn(models));
+}
+
+class Family : public OnDevice {
+ protected:
+  GoldenFile expected() const { return GoldenFile("golden/models/" + name() + "/expected.safetensors"); }
 };
 class FamilyWithGradients : public Family {};
 
 TEST_P(Family, LogitsAndLossAreThoseOfTransformers) {
   NEEDS_SHARED();
   const GoldenFile f = expected();
-  const GoldenJson facts = golden_json("golden/models/" + GetParam() + "/expected.json");
-  TestModel m(dense_request(folder(GetParam())));
+  const GoldenJson facts = golden_json("golden/models/" + name() + "/expected.json");
+  TestModel m(dense_request(folder(name())), device());
   const Batch b = golden_batch(f);
   const auto mask = f.doubles("attention_mask");
   EXPECT_LT(relative_error(real_rows(doubles(m.model.pass.logits(b)), mask), real_rows(f.doubles("logits_f64"), mask)), 1e-5);
@@ -45,18 +56,18 @@ TEST_P(Family, LogitsAndLossAreThoseOfTransformers) {
 TEST_P(Family, Bfloat16StaysNear) {
   NEEDS_SHARED();
   const GoldenFile f = expected();
-  TestModel m(dense_request(folder(GetParam()), Dtype::bf16));
+  TestModel m(dense_request(folder(name()), Dtype::bf16), device());
   const Batch b = golden_batch(f);
   const auto mask = f.doubles("attention_mask");
   EXPECT_LT(relative_error(real_rows(doubles(m.model.pass.logits(b)), mask), real_rows(f.doubles("logits_f64"), mask)), 5e-2);
   EXPECT_NEAR(m.model.pass.evaluate(b) / double(b.target_tokens),
-              golden_json("golden/models/" + GetParam() + "/expected.json").at("loss_mean_f64").get<double>(), 1e-2);
+              golden_json("golden/models/" + name() + "/expected.json").at("loss_mean_f64").get<double>(), 1e-2);
 }
 
 TEST_P(FamilyWithGradients, HiddenStates) {
   NEEDS_SHARED();
   const GoldenFile f = expected();
-  TestModel m(dense_request(folder(GetParam())));
+  TestModel m(dense_request(folder(name())), device());
   const auto mask = f.doubles("attention_mask");
   struct Watched {
     const GoldenFile& f;
@@ -78,13 +89,13 @@ TEST_P(FamilyWithGradients, HiddenStates) {
 // Every parameter's gradient, with and without recompute.
 TEST_P(FamilyWithGradients, EveryGradient) {
   NEEDS_SHARED();
-  const GoldenFile f = expected(), golden("golden/models/" + GetParam() + "/gradients.safetensors");
+  const GoldenFile f = expected(), golden("golden/models/" + name() + "/gradients.safetensors");
   const Batch b = golden_batch(f);
   for (const bool recompute : {true, false}) {
-    ModelRequest request = dense_request(folder(GetParam()));
+    ModelRequest request = dense_request(folder(name()));
     request.train_base = true;
     request.keeping.layers = recompute ? 0 : Keeping::all_layers;
-    TestModel m(request);
+    TestModel m(request, device());
     m.model.pass.train(b, 1 / float(b.target_tokens));
     const auto mine = m.gradients();
     ASSERT_EQ(mine.size(), golden.names().size());
@@ -95,8 +106,8 @@ TEST_P(FamilyWithGradients, EveryGradient) {
 
 TEST_P(FamilyWithGradients, GreedyIds) {
   NEEDS_SHARED();
-  TestModel m(dense_request(folder(GetParam())));
-  const GoldenJson generate_cases = golden_json("golden/models/" + GetParam() + "/generate.json");
+  TestModel m(dense_request(folder(name())), device());
+  const GoldenJson generate_cases = golden_json("golden/models/" + name() + "/generate.json");
   for (const auto& c : generate_cases.at("cases")) {
     const auto tokens = c.at("tokens").get<std::vector<int32_t>>();
     const auto ids =
@@ -114,19 +125,19 @@ TEST_P(FamilyWithGradients, BothConfigSpellings) {
   NEEDS_SHARED();
   const GoldenFile f = expected();
   const TestFolder copy;
-  std::filesystem::copy(folder(GetParam()) + "/config_v4.json", copy.path("config.json"));
-  std::filesystem::create_symlink(folder(GetParam()) + "/model.safetensors", copy.path("model.safetensors"));
-  TestModel v4(dense_request(copy.path())), v5(dense_request(folder(GetParam())));
+  std::filesystem::copy(folder(name()) + "/config_v4.json", copy.path("config.json"));
+  std::filesystem::create_symlink(folder(name()) + "/model.safetensors", copy.path("model.safetensors"));
+  TestModel v4(dense_request(copy.path()), device()), v5(dense_request(folder(name())), device());
   EXPECT_EQ(v4.model.pass.logits(golden_batch(f)), v5.model.pass.logits(golden_batch(f)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Family, testing::ValuesIn([] {
+INSTANTIATE_TEST_SUITE_P(Models, Family, on_devices([] {
                            auto all = families;
                            all.insert(all.end(), variants.begin(), variants.end());
                            return all;
                          }()),
                          test_name);
-INSTANTIATE_TEST_SUITE_P(Models, FamilyWithGradients, testing::ValuesIn(families), test_name);
+INSTANTIATE_TEST_SUITE_P(Models, FamilyWithGradients, on_devices(families), test_name);
 
 // The weights stored as BF16, as F16, and in three shards.
 TEST(StoredVariants, LogitsOfTheRoundedWeights) {
@@ -143,30 +154,30 @@ TEST(StoredVariants, LogitsOfTheRoundedWeights) {
 }
 
 // One row of three sequences: each is as if it were run apart.
-class Packed : public testing::TestWithParam<std::string> {};
+class Packed : public OnDevice {};
 TEST_P(Packed, SequencesDoNotSeeEachOther) {
   NEEDS_SHARED();
-  const GoldenFile f("golden/models/" + GetParam() + "/packed.safetensors");
+  const GoldenFile f("golden/models/" + name() + "/packed.safetensors");
   Batch b = golden_batch(f);
   const auto ends = f.doubles("cumulative_lengths");
   for (size_t s = 0; s + 1 < ends.size(); ++s)
     for (auto i = size_t(ends[s]); i < size_t(ends[s + 1]); ++i)
       b.positions[i] = int32_t(i - size_t(ends[s])), b.starts[i] = int32_t(ends[s]);
-  ModelRequest request = dense_request(folder(GetParam()));
+  ModelRequest request = dense_request(folder(name()));
   request.train_base = true;
-  TestModel m(request);
+  TestModel m(request, device());
   EXPECT_LT(relative_error(doubles(m.model.pass.logits(b)), f.doubles("logits")), 1e-5);
   m.model.pass.train(b, 1 / float(b.target_tokens));
-  for (const std::string& name : f.names()) {
-    if (name == "grad.hidden.embedding") {
-      EXPECT_LT(relative_error(to_doubles(m.model.pass.embedding_gradient()), f.doubles(name)), 1e-4);
+  for (const std::string& part : f.names()) {
+    if (part == "grad.hidden.embedding") {
+      EXPECT_LT(relative_error(to_doubles(m.model.pass.embedding_gradient()), f.doubles(part)), 1e-4);
     }
-    if (name.find("k_proj") != std::string::npos) {
-      EXPECT_LT(relative_error(m.gradients().at("model.layers.0.self_attn.k_proj.weight"), f.doubles(name)), 1e-4) << name;
+    if (part.find("k_proj") != std::string::npos) {
+      EXPECT_LT(relative_error(m.gradients().at("model.layers.0.self_attn.k_proj.weight"), f.doubles(part)), 1e-4) << part;
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(Models, Packed, testing::Values("llama_gqa_tied_llama3rope", "qwen2", "mistral"), test_name);
+INSTANTIATE_TEST_SUITE_P(Models, Packed, on_devices({"llama_gqa_tied_llama3rope", "qwen2", "mistral"}), test_name);
 
 const std::string stories = "models/stories260k";
 

@@ -11,9 +11,6 @@
 
 namespace tessera {
 
-// For train(): also the devices of tests.
-inline std::unique_ptr<Backend> test_device(std::string_view device, int threads) { return make_test_backend(device, threads); }
-
 // A tiny model folder and data file of our own: no ../shared needed.
 class TinyRuns : public testing::Test {
  protected:
@@ -64,9 +61,11 @@ class TinyRuns : public testing::Test {
     return text;
   }
 
-  void run_on(int ranks, TrainConfig c) const {
+  // Also on the devices of tests; seed: of the order in which their lanes run.
+  void run_on(int ranks, TrainConfig c, uint64_t seed = 1) const {
     c.gradient_accumulation_steps /= ranks;
-    run_local_ranks(ranks, [&](Comm& comm) { train(c, comm, {}, {}, test_device); });
+    const auto make = [&](std::string_view device, int threads) { return make_test_backend(device, threads, seed); };
+    run_local_ranks(ranks, [&](Comm& comm) { train(c, comm, {}, {}, make); });
   }
 
   const TestFolder folder_;

@@ -58,7 +58,11 @@ inline std::vector<double> doubles(const std::vector<float>& v) { return {v.begi
 // A model of one rank in this process.
 struct TestModel {
   explicit TestModel(const ModelRequest& request, const char* device = "cpu")
-      : backend(make_test_backend(device, 1)), comm(make_single_comm()), model(request, *comm, *backend) {}
+      : backend(make_test_backend(device, 1)), comm(make_single_comm()), model(with_arena(request), *comm, *backend) {}
+  static ModelRequest with_arena(ModelRequest r) {
+    r.arena_bytes = size_t(256) << 20;
+    return r;
+  }
 
   // Gradient sums by tensor name; every trainable tensor of the model.
   std::map<std::string, std::vector<double>> gradients() {
