@@ -72,7 +72,7 @@ void mlp_half_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, 
   const ArenaScope scope(ctx.arena);
   const Tensor ds = ctx.take(ctx.rows(), l.F, "mlp gradient");
   linear_backward(ds, false, {{l.down, dx, s.tdown}}, s.s, ctx);
-  const Tensor dgate = ctx.take(ctx.rows(), l.F, "gate gradient"), dup = ctx.take(ctx.rows(), l.F, "up gradient");
+  const Tensor dgate = s.gate, dup = s.up;  // in their places: nothing else reads those
   swiglu_backward(dgate, dup, ds, s.gate, s.up);
   const Tensor dn = ctx.take(ctx.rows(), l.C, "norm gradient");
   linear_backward(dn, false, {{l.gate, dgate, s.tgate}, {l.up, dup, s.tup}}, s.n2, ctx);
