@@ -49,7 +49,8 @@ class Backend {
   // Whether this is memory of a device that the host cannot touch: it is reached by copies and operations alone.
   virtual bool on_device(const void*) const { return false; }
   virtual bool host_can_read() const { return true; }  // what reserve() gives
-  // Host memory that copies move at full speed; the second makes such memory of what is there, until the Buffer goes.
+  // Host memory that copies move at full speed, and that operations can read, at the speed of the bus; the second makes such memory of what
+  // is there, until the Buffer goes.
   virtual Buffer reserve_pinned(size_t bytes, const char* what) { return reserve(bytes, what); }
   virtual Buffer pin(void*, size_t /*bytes*/, const char* /*what*/) { return {}; }
 

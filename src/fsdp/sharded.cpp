@@ -60,6 +60,7 @@ struct Sharded::Impl {
     Slot *frozen = nullptr, *trainable = nullptr;
   };
   std::optional<Held> bring(int unit);
+  size_t stays(const Unit& u) const { return offloads ? u.size.looked_up : 0; }  // of its frozen bytes, on the host
   void copy_frozen(Slot& slot, const Unit& u);
   void gather(Comm& group, Slot* frozen, Slot* trainable, const Unit& u);
   void wait_for(const Slot* slot);
@@ -186,7 +187,7 @@ void Sharded::Impl::make_slots() {
   size_t frozen_moves = 0, trainable_moves = 0;
   for (const Unit& u : units) {
     const bool keeps = u.size.resident || strategy.keep_after_forward;
-    frozen_needs.push_back({moves_frozen ? u.size.frozen_bytes : 0, offloads ? u.size.resident : keeps});
+    frozen_needs.push_back({moves_frozen ? u.size.frozen_bytes - stays(u) : 0, offloads ? u.size.resident : keeps});
     trainable_needs.push_back({moves_trainable ? size_t(u.size.trainable) * size_of(compute) : 0, keeps});
     frozen_moves += frozen_needs.back().bytes, trainable_moves += trainable_needs.back().bytes;
   }
@@ -231,7 +232,7 @@ void Sharded::Impl::add_up(Unit& u, Tensor gradient) {
 // Ahead of its use, after all that was computed with what the slot held before.
 void Sharded::Impl::copy_frozen(Slot& slot, const Unit& u) {
   backend.wait(Lane::copies, backend.now(Lane::compute));
-  backend.copy_beside(slot.memory.data(), window.data() + u.frozen_at, u.size.frozen_bytes);
+  backend.copy_beside(slot.memory.data(), window.data() + u.frozen_at + stays(u), u.size.frozen_bytes - stays(u));
   slot.moment = backend.now(Lane::copies);
 }
 
@@ -341,6 +342,7 @@ Sharded::View Sharded::acquire(int unit) {
   View view;
   if (u.size.frozen_bytes)
     view.frozen = m.moves_frozen ? held->frozen->memory.data() : (m.in_window ? m.window : m.shards).data() + u.frozen_at;
+  if (m.stays(u)) view.frozen -= m.stays(u), view.looked_up = m.window.data() + u.frozen_at;
   if (u.size.trainable)
     view.trainable = m.moves_trainable ? held->trainable->memory.data() : m.compute_values().data() + u.owned_at * size_of(m.compute);
   return view;

@@ -30,6 +30,7 @@ struct UnitSize {
   size_t frozen_bytes = 0;  // padded by the caller to a multiple of 256
   int64_t trainable = 0;    // f32 elements, padded to a multiple of 64
   bool resident = false;    // gathered at the first acquire and kept for the whole pass (the root: embedding, final norm, head)
+  size_t looked_up = 0;     // the first so many frozen bytes are only looked up, a row here and there: the embedding. A multiple of 256
 };
 
 // gathered: shards and gathers even on one node (tests).
@@ -56,8 +57,9 @@ class Sharded {
 
   // --- a pass ---
   struct View {
-    const std::byte* frozen = nullptr;  // the unit's frozen bytes
-    std::byte* trainable = nullptr;     // the unit's values in compute dtype
+    const std::byte* frozen = nullptr;     // the unit's frozen bytes; not the first of them where `looked_up` is given
+    std::byte* trainable = nullptr;        // the unit's values in compute dtype
+    const std::byte* looked_up = nullptr;  // with FrozenPlace::host: the first UnitSize::looked_up frozen bytes, in pinned host memory
   };
   void prefetch(int unit);                // starts gathering; no effect when nothing has to move or the unit is out of range
   View acquire(int unit);                 // waits for it

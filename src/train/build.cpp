@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/dry_backend.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/text.h"
@@ -36,6 +37,8 @@ std::vector<UnitSize> unit_sizes(const Model& m) {
   std::vector<UnitSize> out;
   for (int u = 0; u <= m.root_unit(); ++u)
     out.push_back({m.units[size_t(u)].frozen_bytes, m.units[size_t(u)].trainable, u == m.root_unit()});
+  const auto& root = m.units[size_t(m.root_unit())].parts;
+  if (m.root.head && !root[0].trains) out.back().looked_up = root[1].begin;  // the embedding, which is the first part
   return out;
 }
 
@@ -131,6 +134,12 @@ Buffer arena_memory(const ModelRequest& r, Backend& b) {
   return b.reserve(r.arena_bytes ? r.arena_bytes : unlimited, "activations");
 }
 
+// A dry run computes nothing, on the host neither.
+std::unique_ptr<Backend> masters_backend(const ModelRequest& r, const Backend& b) {
+  if (!r.values && !b.host_can_read()) return std::make_unique<DryBackend>();
+  return host_backend(b);
+}
+
 // An adapter from a folder brings its own rank, scale and targets; dropout and the base's name are this run's.
 PeftConfig adapter_config(const ModelRequest& r) {
   if (r.adapter.empty()) return r.peft;
@@ -149,14 +158,17 @@ LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
       config(read_model_config(r.folder)),
       peft(adapter_config(r)),
       model(make_model(config, model_options(r, peft, config))),
-      device_comm(make_device_comm(c, b)),
-      sharded(device_comm ? *device_comm : c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place),
+      device_comm(r.values ? make_device_comm(c, b) : nullptr),
+      masters_home(r.masters_on_host ? masters_backend(r, b) : nullptr),
+      sharded(device_comm ? *device_comm : c, b, find_strategy(r.strategy), unit_sizes(model), r.compute, r.frozen_place,
+              masters_home.get()),
       arena(&b, arena_memory(r, b), &b.ledger()),
       pass(model, sharded, b, arena, r.seed) {
   Staging staging(sharded, b);
   const Charge scratch(b.host_ledger(), "scratch of loading", load_scratch(model) + staging.bytes());
   if (r.values) load_all(*this, staging);
   pass.keep(r.keeping);
+  if (r.rows_on_host && !b.host_can_read()) pass.keep_on_host(r.rows_on_host);
 }
 
 std::unique_ptr<Backend> host_backend(const Backend& b) { return b.host_can_read() ? nullptr : make_backend("cpu", b.threads()); }
@@ -189,6 +201,8 @@ ModelRequest model_request(const TrainConfig& c) {
   r.compute = compute_dtype(c.precision);
   r.strategy = c.sharding_strategy;
   if (c.use_cpu_offload) r.frozen_place = FrozenPlace::host;
+  if (c.use_activation_cpu_offload) r.rows_on_host = c.batch_size * c.context_length;
+  r.masters_on_host = c.optimizer_offload;
   r.seed = c.seed;
   return r;
 }

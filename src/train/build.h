@@ -28,9 +28,11 @@ struct ModelRequest {
   Dtype compute = Dtype::f32;
   std::string strategy = "full_shard";
   FrozenPlace frozen_place = FrozenPlace::automatic;
-  Keeping keeping;         // of activations
-  size_t arena_bytes = 0;  // room for them; 0: no limit, and on a device, which commits it at once, half of what is free
-  bool values = true;      // false: nothing is read and no value is made; for the memory plan
+  Keeping keeping;               // of activations
+  int64_t rows_on_host = 0;      // of a device: layers' inputs of so many tokens wait on the host; 0: none
+  bool masters_on_host = false;  // of a device: masters and optimizer state live on the host, which updates them
+  size_t arena_bytes = 0;        // room for them; 0: no limit, and on a device, which commits it at once, half of what is free
+  bool values = true;            // false: nothing is read and no value is made; for the memory plan
   uint64_t seed = 42;
 };
 
@@ -45,7 +47,8 @@ struct LoadedModel {
   ModelConfig config;
   PeftConfig peft;  // of the adapter, when there is one
   Model model;
-  std::unique_ptr<Comm> device_comm;  // for memory of a device, when `comm` cannot reach it
+  std::unique_ptr<Comm> device_comm;      // for memory of a device, when `comm` cannot reach it
+  std::unique_ptr<Backend> masters_home;  // of the host, when masters live there beside a device
   Sharded sharded;
   Arena arena;
   Pass pass;

@@ -22,24 +22,32 @@ Tensor part_of(Tensor owned, Range mine, Range own) {
 }  // namespace
 
 Optimizer::Optimizer(const Model& model, Sharded& sharded, Backend& backend, OptimizerOptions options)
-    : model_(model), sharded_(sharded), options_(options), backend_(backend) {
-  size_t blocks = 0;
+    : model_(model), sharded_(sharded), options_(options), backend_(backend), masters_home_(sharded.values(0).home) {
+  size_t blocks = 0, most = 0, copy_bytes = 0;
   for (int unit = 0; unit < sharded.units(); ++unit) {
-    const size_t n = sharded.trainable_range(unit).size();
-    memory_.push_back(n ? backend.allocate(2 * n * sizeof(float), "optimizer state") : Buffer{});
+    const size_t n = sharded.trainable_range(unit).size(), bytes = 2 * n * sizeof(float);
+    memory_.push_back(!n          ? Buffer{}
+                      : on_host() ? backend.allocate_pinned(bytes, "optimizer state")
+                                  : backend.allocate(bytes, "optimizer state"));
     blocks += n / 64;
+    most = std::max(most, n);
+    if (const Tensor copies = sharded.copies(unit); copies.dtype != Dtype::f32) copy_bytes = std::max(copy_bytes, copies.bytes());
+  }
+  if (on_host() && most) {
+    host_gradient_ = backend.allocate_pinned(most * sizeof(float), "gradient of a layer");
+    if (copy_bytes) host_copy_ = backend.allocate_pinned(copy_bytes, "trainable values in compute precision");
   }
   if (!backend.host_can_read() && blocks) host_squares_ = backend.reserve_pinned(blocks * sizeof(double), "squares of gradients");
 }
 
 Tensor Optimizer::exp_avg(int unit) const {
-  return {memory_[size_t(unit)].data(), Dtype::f32, {int64_t(sharded_.trainable_range(unit).size())}, &backend_};
+  return {memory_[size_t(unit)].data(), Dtype::f32, {int64_t(sharded_.trainable_range(unit).size())}, masters_home_};
 }
 
 Tensor Optimizer::exp_avg_sq(int unit) const {
   const auto n = int64_t(sharded_.trainable_range(unit).size());
   std::byte* const data = memory_[size_t(unit)].data();
-  return {data ? data + size_t(n) * sizeof(float) : nullptr, Dtype::f32, {n}, &backend_};
+  return {data ? data + size_t(n) * sizeof(float) : nullptr, Dtype::f32, {n}, masters_home_};
 }
 
 size_t Optimizer::bytes() const {
@@ -90,18 +98,37 @@ void Optimizer::step(int64_t step, double lr, float norm) {
   s.lr = lr, s.beta1 = options_.beta1, s.beta2 = options_.beta2, s.eps = options_.eps;
   s.step = step;
   s.gradient_scale = clip_coefficient(norm, float(options_.max_grad_norm));
-  for (int unit = 0; unit < sharded_.units(); ++unit) {
-    const Range mine = sharded_.trainable_range(unit);
-    if (!mine.size()) continue;
-    for (const PartPlace& part : model_.units[size_t(unit)].parts) {
-      const Range own = part.trains ? intersect(part.element_range(), mine) : Range{};
-      if (!own.size()) continue;
-      s.weight_decay = options_.decay_norms_and_biases || decays(part.name) ? options_.weight_decay : 0;
-      adamw(part_of(sharded_.values(unit), mine, own), part_of(exp_avg(unit), mine, own), part_of(exp_avg_sq(unit), mine, own),
-            part_of(sharded_.gradients(unit), mine, own), part_of(sharded_.copies(unit), mine, own), s);
-    }
-  }
+  for (int unit = 0; unit < sharded_.units(); ++unit)
+    if (sharded_.trainable_range(unit).size()) update(unit, s);
   sharded_.updated();
+}
+
+// A tensor of the device in `room`, which is large enough; its numbers are not copied.
+Tensor Optimizer::on_host(Tensor there, Buffer& room) {
+  there.data = room.data();
+  there.home = masters_home_;
+  return there;
+}
+
+// On the host: room is written again when the copies out of it, which the first copy waits for, are through.
+void Optimizer::update(int unit, AdamwStep s) {
+  const Range mine = sharded_.trainable_range(unit);
+  const Tensor values = sharded_.values(unit), there = sharded_.copies(unit);
+  Tensor gradients = sharded_.gradients(unit), copies = there;
+  if (on_host()) {
+    const Tensor sums = gradients;
+    gradients = on_host(sums, host_gradient_);
+    backend_.copy(gradients.data, sums.data, sums.bytes());
+    copies = there.dtype == Dtype::f32 ? Tensor{} : on_host(there, host_copy_);
+  }
+  for (const PartPlace& part : model_.units[size_t(unit)].parts) {
+    const Range own = part.trains ? intersect(part.element_range(), mine) : Range{};
+    if (!own.size()) continue;
+    s.weight_decay = options_.decay_norms_and_biases || decays(part.name) ? options_.weight_decay : 0;
+    adamw(part_of(values, mine, own), part_of(exp_avg(unit), mine, own), part_of(exp_avg_sq(unit), mine, own),
+          part_of(gradients, mine, own), part_of(copies, mine, own), s);
+  }
+  if (on_host()) backend_.copy(there.data, copies.empty() ? values.data : copies.data, there.bytes());
 }
 
 }  // namespace tessera

@@ -1,5 +1,6 @@
 // Optimizer: AdamW on the shards this rank owns. States are f32, beside the masters; created zero. Norm of the gradient and clipping over
-// all ranks, the same bits on any number of them.
+// all ranks, the same bits on any number of them. Where the masters live on the host beside a device (Sharded), the states do, too, and the
+// host updates both: gradients come from the device, and what it computes with goes back.
 #pragma once
 #include <span>
 #include <vector>
@@ -31,13 +32,18 @@ class Optimizer {
 
  private:
   std::vector<std::span<const double>> square_sums();
+  bool on_host() const { return masters_home_ != &backend_; }
+  Tensor on_host(Tensor there, Buffer& room);
+  void update(int unit, AdamwStep);
 
   const Model& model_;
   Sharded& sharded_;
   OptimizerOptions options_;
   std::vector<Buffer> memory_;  // per unit: exp_avg then exp_avg_sq
   Backend& backend_;
-  Buffer host_squares_;  // of a device: what is read back once per step
+  Backend* masters_home_;
+  Buffer host_gradient_, host_copy_;  // of a unit, with the masters on the host
+  Buffer host_squares_;               // of a device: what is read back once per step
 };
 
 }  // namespace tessera

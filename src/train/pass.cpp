@@ -47,12 +47,24 @@ Root& Pass::bound_root(bool gradients) {
   const auto view = in_phase(Phase::communication, [&] { return sharded_.acquire(unit); });
   bind(model_, unit, view.frozen, view.trainable, gradients && model_.units[size_t(unit)].trainable ? sharded_.gradient(unit) : Tensor{},
        &backend_);
+  if (view.looked_up) model_.root.embed.value.data = const_cast<std::byte*>(view.looked_up);
   return model_.root;
 }
 
 Keep Pass::keep_of(int layer) const {
   if (int64_t(model_.layers.size()) - layer <= keeping_.layers) return Keep::all;
   return keeping_.attention ? Keep::attention : Keep::input;
+}
+
+void Pass::keep_on_host(int64_t tokens) {
+  const int64_t layers = std::max<int64_t>(0, int64_t(model_.layers.size()) - keeping_.layers);
+  if (layers == 0) return;
+  keeping_.attention = false;
+  inputs_.emplace(backend_, int(layers), size_t(tokens * model_.config.hidden) * size_of(model_.options.compute));
+}
+
+Tensor Pass::take_input(const Context& ctx, int layer, const char* name) {
+  return waits(layer) ? inputs_->place(layer) : ctx.take(ctx.rows(), model_.config.hidden, name);
 }
 
 // x after the last layer. With `kept` each layer keeps its input and what it was told to keep; without, two buffers alternate.
@@ -66,10 +78,11 @@ Tensor Pass::forward(Tensor ids, const Context& base, Tensor x, std::vector<Laye
   sharded_.prefetch(0);
   for (int l = 0; l < layers; ++l) {
     sharded_.prefetch(l + 1 < layers ? l + 1 : -1);
+    if (kept && waits(l)) inputs_->send(l);
     Context ctx = base;
     if (extending_) ctx.cache = &caches_[size_t(l)];
     const DecoderLayer& layer = bound_layer(l, false);
-    const Tensor y = kept ? ctx.take(x.rows(), x.cols(), "residual") : spare;
+    const Tensor y = kept ? take_input(ctx, l + 1, "residual") : spare;
     LayerKept mine{kept ? keep_of(l) : Keep::input, {.x = x}, {}};
     if (mine.keep == Keep::attention) mine.start = take_kept(layer, x, ctx);
     if (mine.keep == Keep::all) {
@@ -100,7 +113,9 @@ void Pass::backward(const Context& ctx, const std::vector<LayerKept>& kept) {
     sharded_.prefetch(l - 1);
     const ArenaScope scope(arena_);
     const DecoderLayer& layer = bound_layer(l, true);
-    const LayerKept& mine = kept[size_t(l)];
+    LayerKept mine = kept[size_t(l)];
+    if (waits(l)) mine.start.x = inputs_->take(l);
+    if (waits(l - 1)) inputs_->fetch(l - 1);
     DecoderSaved saved = mine.saved;
     if (mine.keep != Keep::all) {
       saved = take_saved(layer, mine.start, ctx);
@@ -151,7 +166,12 @@ double Pass::train(const Batch& b, float scale) {
   const Context ctx = context(b, there, true);
   dx_ = ctx.take(b.B * b.T, model_.config.hidden, "residual gradient");
   std::vector<LayerKept> kept;
-  const Tensor x0 = ctx.take(b.B * b.T, model_.config.hidden, "embedded ids");
+  if (inputs_) {
+    const ArenaLabel label(arena_, "saved activations");
+    const Tensor even = ctx.take(b.B * b.T, model_.config.hidden, "residual"), odd = ctx.take(b.B * b.T, model_.config.hidden, "residual");
+    inputs_->begin(even, odd);
+  }
+  const Tensor x0 = take_input(ctx, 0, "embedded ids");
   const Tensor x = forward(there.ids, ctx, x0, &kept, nullptr, nullptr);
   in_phase(Phase::head, [&] {
     const ArenaLabel label(arena_, "logits and loss");

@@ -8,6 +8,7 @@
 // Collective: every rank calls the same functions in the same order, also with an empty batch (B = 0).
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/arena.h"
@@ -15,6 +16,7 @@
 #include "fsdp/sharded.h"
 #include "models/model.h"
 #include "train/device_batch.h"
+#include "train/waiting_inputs.h"
 
 namespace tessera {
 
@@ -31,6 +33,8 @@ class Pass {
  public:
   Pass(Model&, Sharded&, Backend&, Arena&, uint64_t seed);  // seed: of dropout
   void keep(Keeping k) { keeping_ = k; }
+  // The inputs of layers that keep nothing else wait on the host, of batches of up to so many tokens. REQUIRES: a device; after keep().
+  void keep_on_host(int64_t tokens);
   // Forward and backward. Returns the sum of -log p over the batch's targets. Gradients are those of `scale` times that sum, added to
   // the owners' sums.
   double train(const Batch&, float scale);
@@ -60,6 +64,8 @@ class Pass {
     DecoderSaved saved;  // with Keep::all
   };
   Keep keep_of(int layer) const;
+  bool waits(int layer) const { return inputs_ && layer >= 0 && layer < inputs_->layers(); }
+  Tensor take_input(const Context&, int layer, const char* name);
   Tensor forward(Tensor ids, const Context&, Tensor x, std::vector<LayerKept>* kept, Watch, void*);
   void backward(const Context&, const std::vector<LayerKept>& kept);
   double forward_loss(const Batch&, bool training, Watch, void*);
@@ -72,6 +78,7 @@ class Pass {
   Arena& arena_;
   uint64_t seed_;
   Keeping keeping_;
+  std::optional<WaitingInputs> inputs_;
   Buffer rope_memory_, cache_memory_;
   Tensor cos_, sin_, dx_;
   std::vector<KvCache> caches_;
