@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 
+#include "backend/device_scratch.h"
 #include "core/error.h"
 #include "core/text.h"
 
@@ -56,13 +57,21 @@ bool DryBackend::on_device(const void* p) const {
   return next != on_gpus.begin() && (--next, at < next->first + next->second);
 }
 
-void DryBackend::gemm(const Product&) {}
-
 // As CudaBackend::scratch: one piece, as large as the largest need.
 void DryBackend::need_scratch(size_t bytes) {
-  if (bytes <= scratch_) return;
+  if (!gpu_ || bytes <= scratch_) return;
   scratch_charge_ = Charge();
   scratch_charge_ = Charge(ledger(), "scratch of products", scratch_ = bytes);
+}
+
+void DryBackend::gemm(const Product& p) { need_scratch(product_scratch(p)); }
+void DryBackend::column_sum(Tensor, Tensor x) { need_scratch(column_scratch(x.rows(), x.cols())); }
+void DryBackend::embedding_backward(Tensor, Tensor, Tensor ids) { need_scratch(embedding_scratch(ids.size())); }
+void DryBackend::rmsnorm_backward(Tensor, Tensor dw, Tensor, Tensor x, Tensor, Tensor, bool) {
+  if (!dw.empty()) need_scratch(column_scratch(x.rows(), x.cols()));
+}
+void DryBackend::attention_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor q, Tensor, Tensor, Tensor, AttentionShape) {
+  need_scratch(attention_scratch(q.shape.dim[0], q.shape.dim[1], q.shape.dim[2]));
 }
 
 size_t DryBackend::total_memory() const {

@@ -29,20 +29,20 @@ class DryBackend final : public Backend {
   void add(Tensor, Tensor, Tensor) override {}
   void accumulate(Tensor, Tensor) override {}
   void add_bias(Tensor, Tensor) override {}
-  void column_sum(Tensor, Tensor) override {}
+  void column_sum(Tensor, Tensor) override;
   void random_normal(Tensor, uint64_t, uint64_t, float) override {}
   void dropout(Tensor, Tensor, Tensor, uint64_t, float) override {}
   void embedding(Tensor, Tensor, Tensor) override {}
-  void embedding_backward(Tensor, Tensor, Tensor) override {}
+  void embedding_backward(Tensor, Tensor, Tensor) override;
   void gather_rows(Tensor, Tensor, Tensor) override {}
   void scatter_rows(Tensor, Tensor, Tensor) override {}
   void rmsnorm(Tensor, Tensor, Tensor, Tensor, float) override {}
-  void rmsnorm_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool) override {}
+  void rmsnorm_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool) override;
   void rope(Tensor, Tensor, Tensor, Tensor, bool) override {}
   void swiglu(Tensor, Tensor, Tensor) override {}
   void swiglu_backward(Tensor, Tensor, Tensor, Tensor, Tensor) override {}
   void attention(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, AttentionShape) override {}
-  void attention_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, AttentionShape) override {}
+  void attention_backward(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, AttentionShape) override;
   void cross_entropy(Tensor, Tensor, Tensor, Tensor, float) override {}
   void codebook4_encode(Tensor, Tensor, Tensor, const float*, int64_t) override {}
   void codebook4_decode(Tensor, Tensor, Tensor, const float*, int64_t) override {}

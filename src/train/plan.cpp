@@ -180,7 +180,7 @@ Plan make_plan(const TrainConfig& c, const PlanMachine& machine) {
       return false;
     }
   };
-  const bool attention = improves({0, true});
+  const bool attention = !(machine.gpu() && c.use_activation_cpu_offload) && improves({0, true});
   if (asked > 0) return run({asked, attention});
   if (c.gradient_checkpointing == "true" || improves({best.layers, attention})) return best;
   int64_t fits = 0, fails = best.layers;
