@@ -35,7 +35,9 @@ def function_lengths(text):
         elif start is None and opens and re.match(r"(constexpr|const )", line) and "(" in line and "=" not in line:
             start = number
         elif line.startswith("}") and start is not None:
-            lengths.append((number - start + 1, lines[start].strip()))
+            head = " ".join(line.strip() for line in lines[max(0, start - 4):start + 1])
+            kernel = "__global__" in head.rsplit(";", 1)[-1].rsplit("}", 1)[-1]
+            lengths.append((number - start + 1, ("kernel " if kernel else "") + lines[start].strip()))
             start = None
     return lengths
 
@@ -71,10 +73,12 @@ def main():
 
     lengths = sorted(n for n, _ in sizes)
     p95 = lengths[int(0.95 * (len(lengths) - 1))]
-    body = sorted(n for n, _ in functions)
+    kernels = [n for n, head in functions if ": kernel " in head]
+    body = sorted(n for n, head in functions if ": kernel " not in head)
     figures = {
         "file median": (statistics.median(lengths), 120), "file p95": (p95, 400), "file longest": (lengths[-1], 800),
         "function median": (statistics.median(body), 8), "function longest": (body[-1], 80),
+        "kernel longest": (max(kernels, default=0), 120),
         "headers with abstract classes": (len(abstract), 4), "function-like macros": (macros, 5),
     }
     for name, (value, limit) in figures.items():
