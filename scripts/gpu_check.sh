@@ -106,7 +106,14 @@ if [ "$device" = cuda ] && [ -z "$gpu" ]; then
 fi
 
 # --- tests ------------------------------------------------------------------------------------------------------------------------------
-[ "$device" = cuda ] && rows='*cuda*:*Cuda*:*Nccl*-*cuda_host*:*CudaHost*' || rows='*cpu_*'
+# The tests of this device, by their names or by the parameters that GoogleTest lists: a filter, and how many they are.
+select_tests() {
+  rows=$("$1" --gtest_list_tests 2>/dev/null | awk -v device="$device" '
+    /^[^ ]/ { suite = $1; next }
+    device == "cuda" && /cuda_host/ { next }
+    $0 ~ device || (device == "cuda" && suite ~ /Cuda|Nccl/ && suite !~ /Host/) { printf "%s%s:", suite, $1 }')
+  selected=$(printf '%s' "$rows" | tr -cd ':' | wc -c)
+}
 count() { grep -c "$1" "$2" || true; }
 
 # Of a GoogleTest text: sets passed, skipped, faults, unfinished, names.
@@ -114,6 +121,7 @@ read_tests() {
   passed=$(count '^\[       OK \] ' "$1") skipped=$(count '^\[  SKIPPED \] .* ms)$' "$1") faults=$(count '^\[  FAILED  \] .* ms)$' "$1")
   unfinished=$(($(count '^\[ RUN      \] ' "$1") - passed - skipped - faults))
   names=$(sed -n 's/^\[  FAILED  \] \([^ ,]*\).* ms)$/\1/p' "$1" | head -n 20 | tr '\n' ' ')
+  [ "$unfinished" -le 0 ] || names="$names$(sed -n 's/^\[ RUN      \] //p' "$1" | tail -n 1) (ended the program)"
 }
 
 run_tests() {
@@ -125,8 +133,8 @@ run_tests() {
     say "tests    $name: not in this bundle"
     return
   fi
-  selected=$("$tests" "--gtest_filter=$rows" --gtest_list_tests 2>/dev/null | grep -c '^  ')
-  limited "$most" "$logs/$name.txt" "$tests" "--gtest_filter=$rows" --gtest_color=no
+  select_tests "$tests"
+  limited "$most" "$logs/$name.txt" "$tests" "--gtest_filter=${rows:-none}" --gtest_color=no
   read_tests "$logs/$name.txt"
   [ "$code" = 0 ] && [ "$passed" -gt 0 ] && [ "$faults" = 0 ] || failed=1
   tests_json=$(append "$tests_json" "{\"name\": \"$name\", \"selected\": $selected, \"passed\": $passed, \"failed\": $faults, \
@@ -192,6 +200,7 @@ run_sanitizer() {
     say "$tool compute-sanitizer is not on this machine: not run"
     return
   fi
+  select_tests "$(test_program ops_test)"
   limited "$most" "$logs/$tool.txt" "$sanitizer" --tool "$tool" --error-exitcode 86 "$(test_program ops_test)" "--gtest_filter=$rows" --gtest_color=no
   read_tests "$logs/$tool.txt"
   summary=$(sed -n 's/^========= \(.*SUMMARY.*\)/\1/p' "$logs/$tool.txt" | tail -n 1)
