@@ -130,6 +130,7 @@ TEST_F(Commands, EnvAndVersion) {
   const std::string version = trim(well(run(tessera({"--version"}))).out);
   EXPECT_TRUE(starts_with(version, "tessera ")) << version;
   const std::string text = well(run(tessera({"env"}))).out;
+  expect_contains(text, "\ngpus         ");  // none, and why
   for (const char* name : {"commit ", "compiler ", "cpu ", "cores ", "memory ", "backend ", "ranks "}) expect_contains(text, name);
   EXPECT_EQ(json_at(well(run(tessera({"env", "--json"}))).out, "/tessera"), str('"', version.substr(8), '"'));
   expect_contains(well(run(mpiexec(2, {"env"}))).out, "2 ranks on 1 node");

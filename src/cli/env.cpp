@@ -71,7 +71,7 @@ void add_gpus(Facts& all) {
   all.emplace_back("devices", gpus > 0 ? "cpu, cuda" : "cpu");
   if (!built_with_cuda()) return void(all.emplace_back("gpus", "no CUDA in this build"));
   const Facts cuda = cuda_facts();
-  all.insert(all.end(), cuda.begin(), cuda.end());
+  for (const auto& [name, value] : cuda) all.emplace_back(name, split(value, '\n')[0]);
   all.emplace_back("nccl", nccl_version());
   if (const char* visible = std::getenv("CUDA_VISIBLE_DEVICES")) all.emplace_back("CUDA_VISIBLE_DEVICES", str("\"", visible, "\""));
 }

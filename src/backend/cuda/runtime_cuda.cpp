@@ -6,6 +6,7 @@
 #include <cassert>
 #include <cstring>
 
+#include "backend/cuda/blas_library_cuda.h"
 #include "backend/cuda/runtime.h"
 #include "core/error.h"
 #include "core/text.h"
@@ -203,6 +204,7 @@ std::vector<std::pair<std::string, std::string>> facts() {
   cudaRuntimeGetVersion(&runtime);
   out.emplace_back("cuda driver", version_text(driver));
   out.emplace_back("cuda runtime", version_text(runtime));
+  out.emplace_back("cublaslt", blas_library_fact());
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
     cudaGetLastError();
