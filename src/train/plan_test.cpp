@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "io/file.h"
+#include "testing/test_backend.h"
 #include "testing/test_folder.h"
 #include "train/checkpoint_writer.h"
 #include "train/optimizer.h"
@@ -25,7 +26,9 @@ struct Case {
   std::string text() const {
     return str(config.train_type, " ", config.precision, " ", config.sharding_strategy, " ranks ", machine.ranks, " batch ",
                config.batch_size, " context ", config.context_length, " rank ", config.lora_rank, " keep ", keeping.layers,
-               keeping.attention ? "+attention" : "", machine.own_memory ? " own memory" : "");
+               keeping.attention ? "+attention" : "", machine.own_memory ? " own memory" : "", " on ", machine.device,
+               config.use_cpu_offload ? ", weights" : "", config.use_activation_cpu_offload ? ", inputs" : "",
+               config.optimizer_offload ? ", optimizer" : "");
   }
 };
 
@@ -79,11 +82,17 @@ void write_adapter_or_model(LoadedModel& m, Comm& comm) {
   comm.barrier();
 }
 
-std::vector<Ledger::Peak> run(const Case& c, Comm& comm) {
-  const auto backend = make_backend("cpu", 1);
+struct Used {
+  std::vector<Ledger::Peak> phases;
+  size_t host_peak = 0;
+};
+
+Used run(const Case& c, Comm& comm, size_t arena_bytes) {
+  const auto backend = make_test_backend(c.machine.device, 1);
   ModelRequest request = model_request(c.config);
   request.keeping = c.keeping;
-  if (c.machine.own_memory) request.frozen_place = FrozenPlace::gathered;
+  request.arena_bytes = arena_bytes;
+  if (c.machine.own_memory && !c.machine.gpu()) request.frozen_place = FrozenPlace::gathered;
   LoadedModel m(request, comm, *backend);
   Optimizer optimizer(m.model, m.sharded, *backend, {});
   std::optional<Snapshot> snapshot;
@@ -95,10 +104,10 @@ std::vector<Ledger::Peak> run(const Case& c, Comm& comm) {
   backend->ledger().enter("save");
   if (!snapshot) write_adapter_or_model(m, comm);
   std::optional<Charge> writing;  // what the writer's thread holds at its own time
-  if (snapshot) writing.emplace(backend->ledger(), "gathered for saving", gather_bytes(m, comm));
+  if (snapshot) writing.emplace(backend->host_ledger(), "gathered for saving", gather_bytes(m, comm));
   m.pass.train(batch, 1e-3f);
   if (!c.config.eval_dataset.empty()) m.pass.evaluate(batch);
-  return backend->ledger().peaks();
+  return {backend->ledger().peaks(), backend->host_ledger().peak()};
 }
 
 void expect_same(const std::vector<Ledger::Peak>& used, const std::vector<Ledger::Peak>& planned, const std::string& what) {
@@ -121,12 +130,61 @@ TEST_F(PlanLaw, UsedIsPlannedOverAGrid) {
     const Case c = random_case(seed, folder_.path());
     std::mutex mutex;
     run_local_ranks(c.machine.ranks, [&](Comm& comm) {
-      const auto used = run(c, comm);
+      const auto used = run(c, comm, 0);
       const Plan plan = dry_run(c.config, c.machine, c.keeping, comm.rank());
       const std::lock_guard lock(mutex);
-      expect_same(used, plan.phases, str("seed ", seed, ": ", c.text(), ", rank ", comm.rank()));
+      expect_same(used.phases, plan.phases, str("seed ", seed, ": ", c.text(), ", rank ", comm.rank()));
     });
     if (HasFailure()) return;
+  }
+}
+
+// The same of a device: its memory, and what is held for it on the host.
+TEST_F(PlanLaw, UsedIsPlannedOnADevice) {
+  for (uint64_t seed = 0; seed < 16; ++seed) {
+    Case c = random_case(seed, folder_.path());
+    c.machine.device = "cuda_host", c.machine.own_memory = true;
+    c.machine.ranks = std::min(c.machine.ranks, 2), c.config.context_length = std::min<int64_t>(c.config.context_length, 33);
+    c.config.use_cpu_offload = seed % 2, c.config.use_activation_cpu_offload = seed / 2 % 2, c.config.optimizer_offload = seed / 4 % 2;
+    std::mutex mutex;
+    run_local_ranks(c.machine.ranks, [&](Comm& comm) {
+      const Plan plan = dry_run(c.config, c.machine, c.keeping, comm.rank());
+      const auto used = run(c, comm, plan.arena);
+      const std::lock_guard lock(mutex);
+      const std::string what = str("seed ", seed, ": ", c.text(), ", rank ", comm.rank());
+      expect_same(used.phases, plan.phases, what);
+      EXPECT_EQ(used.host_peak, plan.host_peak) << what;
+    });
+    if (HasFailure()) return;
+  }
+}
+
+// What two cards of 24 GB are for. The arithmetic is the shapes' alone.
+TEST(Plan, SeventyBillionOnTwoCards) {
+  struct Row {
+    int64_t vocab;
+    bool optimizer_offload;
+  };
+  for (const Row& row : {Row{32000, false}, Row{128256, true}}) {  // Llama 2, Llama 3.1
+    const TestFolder folder;
+    write_file_atomic(folder / "config.json",
+                      str(R"({"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+                              "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": false, "vocab_size": )",
+                          row.vocab, "}"));
+    TrainConfig c;
+    c.model = folder.path();
+    c.train_type = "qlora", c.precision = "bf16", c.context_length = 2048, c.batch_size = 2;
+    PlanMachine machine;
+    machine.ranks = 2, machine.device = "cuda", machine.own_memory = true, machine.rank_memory = size_t(24) << 30;
+    EXPECT_FALSE(dry_run(c, machine, {0, false}, 0).fits());
+    c.use_cpu_offload = true, c.optimizer_offload = row.optimizer_offload;
+    const Plan plan = make_plan(c, machine);
+    EXPECT_TRUE(plan.fits());
+    const Plan least = dry_run(c, machine, {0, false}, 0);
+    EXPECT_LE(double(least.needed()), 12e9);
+    EXPECT_LE(double(least.host_needed()), 45e9);
+    machine.host_memory = least.host_needed() - 1;
+    EXPECT_FALSE(dry_run(c, machine, {0, false}, 0).fits());
   }
 }
 
