@@ -22,7 +22,7 @@ cp -L "$(command -v mpiexec.hydra)" "$(command -v hydra_pmi_proxy)" "$root/bin/"
 cp "$build"/*_test "$build"/tests/*_test "$build"/bench/*_test "$root/tests/"
 strip "$root"/bin/* "$root"/tests/*
 cp "$here/scripts/gpu_check.sh" "$root/bin/gpu-check"
-cp -r "$here/examples/tiny" "$root/examples/tiny"
+mkdir "$root/examples/tiny" && cp "$here"/examples/tiny/*.json "$here"/examples/tiny/*.safetensors "$root/examples/tiny/"
 cp -r "$here/bench/shapes" "$root/shapes"
 cp "$here/LICENSE" "$root/"
 

@@ -233,6 +233,8 @@ run_tests ops_test 60
 run_tests quant_test 30
 run_tests nn_test 40
 run_tests backend_test 30
+run_tests optim_test 20
+run_tests fsdp_test 30
 run_tests train_test 60
 train_tiny
 run_steps
