@@ -32,9 +32,10 @@ struct Tolerance {
   double loss, logits, gradients;  // loss relative; logits absolute; gradients relative to the tensor's largest value
 };
 
-void expect_case(const std::string& folder, const GoldenJson& facts, ModelRequest request, Tolerance tolerance) {
+void expect_case(const std::string& folder, const GoldenJson& facts, ModelRequest request, Tolerance tolerance,
+                 const char* device = "cpu") {
   request.folder = base_folder(facts);
-  TestModel m(request);
+  TestModel m(request, device);
   const GoldenFile batch_file("golden/train/batches.safetensors"), expected(folder + "/expected.safetensors");
   const Batch b = golden_batch(batch_file);
   const auto mask = batch_file.doubles("attention_mask");
@@ -101,23 +102,26 @@ INSTANTIATE_TEST_SUITE_P(Golden, PeftAdapter,
                          testing::Values("lora_all_linear", "lora_qv", "regex_targets", "patterns", "exclude_modules",
                                          "layers_to_transform", "rslora", "init_gaussian"));
 
-TEST(QloraGolden, PeftOnNf4WithDoubleQuantization) {
+class QloraGolden : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Devices, QloraGolden, testing::ValuesIn(f32_devices()), [](const auto& info) { return std::string(info.param); });
+
+TEST_P(QloraGolden, PeftOnNf4WithDoubleQuantization) {
   NEEDS_SHARED();
   ModelRequest request;
   request.adapter = shared(quantized + "qlora_nf4_fp32");
   request.quantized = true;
-  expect_case(quantized + "qlora_nf4_fp32", golden_json(quantized + "qlora_nf4_fp32/case.json"), request, {1e-5, 2e-5, 1e-5});
+  expect_case(quantized + "qlora_nf4_fp32", golden_json(quantized + "qlora_nf4_fp32/case.json"), request, {1e-5, 2e-5, 1e-5}, GetParam());
 }
 
 // bf16 base and activations; adapters fp32. Logits and loss near; gradients within 8 % of a tensor's norm.
-TEST(QloraGolden, Bfloat16) {
+TEST_P(QloraGolden, Bfloat16) {
   NEEDS_SHARED();
   const std::string folder = quantized + "qlora_nf4_bf16_autocast";
   const GoldenJson facts = golden_json(folder + "/case.json");
   ModelRequest request = dense_request(base_folder(facts), Dtype::bf16);
   request.adapter = shared(folder);
   request.quantized = true;
-  TestModel m(request);
+  TestModel m(request, GetParam());
   const GoldenFile batch_file("golden/train/batches.safetensors"), expected(folder + "/expected.safetensors");
   const Batch b = golden_batch(batch_file);
   const auto mask = batch_file.doubles("attention_mask");
@@ -129,7 +133,7 @@ TEST(QloraGolden, Bfloat16) {
 }
 
 // fsdp_qlora's own LoRA module and its file names.
-TEST(QloraGolden, FsdpQloraFile) {
+TEST_P(QloraGolden, FsdpQloraFile) {
   NEEDS_SHARED();
   const std::string folder = quantized + "fsdp_qlora_custom_qlora";
   const GoldenJson facts = golden_json(folder + "/case.json");
@@ -142,9 +146,9 @@ TEST(QloraGolden, FsdpQloraFile) {
   ModelRequest request;
   request.adapter = adapter.path();
   request.quantized = true;
-  expect_case(folder, facts, request, {1e-5, 2e-5, 1e-5});
+  expect_case(folder, facts, request, {1e-5, 2e-5, 1e-5}, GetParam());
   request.folder = base_folder(facts);
-  TestModel m(request);
+  TestModel m(request, GetParam());
   const TestFolder out;
   write_adapter(masters_of(m.model), out.path(), true);
   const GoldenFile golden(folder + "/model_state_dict.safetensors");
