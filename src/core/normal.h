@@ -12,7 +12,7 @@ template <int count>
 struct PhiloxBlock {
   uint32_t word[4][count];
 
-  [[gnu::always_inline]] PhiloxBlock(uint64_t key, uint64_t first, uint32_t lane) {
+  [[gnu::always_inline]] constexpr PhiloxBlock(uint64_t key, uint64_t first, uint32_t lane) {
     for (int i = 0; i < count; ++i) {
       const uint64_t counter = first + uint64_t(i);
       word[0][i] = uint32_t(counter), word[1][i] = uint32_t(counter >> 32), word[2][i] = lane, word[3][i] = 0;
@@ -31,7 +31,7 @@ struct PhiloxBlock {
 };
 
 // log(x) for normal x > 0, about one unit in the last place. Polynomial: Cephes, logf.
-[[gnu::always_inline]] inline float log_of(float x) {
+[[gnu::always_inline]] constexpr float log_of(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
   const int32_t power = int32_t(bits - 0x3f3504f3u) >> 23;  // x = 2^power * m, m in [sqrt(1/2), sqrt(2))
   const float f = std::bit_cast<float>(bits - (uint32_t(power) << 23)) - 1, square = f * f, p = float(power);
@@ -51,7 +51,7 @@ struct Turn {
   float cosine, sine;
 };
 // Of the angle 2 pi k / 2^24, k < 2^24: the nearest quarter turn, and the rest in [-pi/4, pi/4]. Polynomials: Cephes, sinf and cosf.
-[[gnu::always_inline]] inline Turn turn_of(uint32_t k) {
+[[gnu::always_inline]] constexpr Turn turn_of(uint32_t k) {
   const int32_t quarter = (int32_t(k) + (1 << 21)) >> 22, rest = int32_t(k) - (quarter << 22);
   const float x = float(rest) * 3.7450704e-07f, x2 = x * x;
   const float s = ((-1.9515295891e-4f * x2 + 8.3321608736e-3f) * x2 - 1.6666654611e-1f) * x2 * x + x;
@@ -63,7 +63,7 @@ struct Turn {
 
 // The normals 4 first, 4 first + 1, ... of the stream with this key: two Box-Muller pairs from each counter.
 template <int count>
-[[gnu::always_inline]] inline void normal_block(float* out, uint64_t key, uint64_t first) {
+[[gnu::always_inline]] constexpr void normal_block(float* out, uint64_t key, uint64_t first) {
   const PhiloxBlock<count> random(key, first, 1);
   float values[4][count];
   for (int pair = 0; pair < 4; pair += 2)
