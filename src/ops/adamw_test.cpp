@@ -1,36 +1,33 @@
 // AdamW against torch.optim (absolute tolerance 5e-7 on parameters and states), and sums of squares.
 #include "ops/adamw.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "backend/backend.h"
 #include "testing/golden.h"
-#include "testing/gradients.h"
+#include "testing/on_every_device.h"
 
 namespace tessera {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-class AdamwTest : public testing::Test {
+class AdamwTest : public OnEachDevice {
  protected:
   Tensor place(const std::vector<float>& values) {
-    const Tensor t = memory_.zeros(Dtype::f32, {int64_t(values.size())});
-    std::memcpy(t.data, values.data(), t.bytes());
+    const Tensor t = memory.zeros(Dtype::f32, {int64_t(values.size())});
+    backend->copy(t.data, values.data(), t.bytes());
     return t;
   }
-  std::unique_ptr<Backend> backend_ = make_backend("cpu", 2);
-  TestMemory memory_{*backend_};
+  Tensor random(int64_t n, uint64_t seed) { return memory.random(Dtype::f32, {n}, seed); }
+  Tensor zeros(int64_t n) { return memory.zeros(Dtype::f32, {n}); }
 };
+INSTANTIATE_TEST_SUITE_P(Devices, AdamwTest, ::testing::ValuesIn(test_devices()), device_name);
 
 double largest_difference(Tensor a, const std::vector<float>& b) {
   double largest = a.size() == int64_t(b.size()) ? 0 : INFINITY;
-  for (int64_t i = 0; i < a.size() && largest < INFINITY; ++i)
-    largest = std::max(largest, std::abs(double(a.as<float>()[i]) - b[size_t(i)]));
+  const std::vector<double> values = to_doubles(a);
+  for (size_t i = 0; i < values.size() && largest < INFINITY; ++i) largest = std::max(largest, std::abs(values[i] - double(b[i])));
   return largest;
 }
 
@@ -43,7 +40,7 @@ AdamwStep step_of(const Json& options) {
   return s;
 }
 
-TEST_F(AdamwTest, TorchGolden) {
+TEST_P(AdamwTest, TorchGolden) {
   NEEDS_SHARED();
   const Json cases = Json::parse(shared_text("golden/quant/optim/torch_optimizers.json"))["cases"];
   const GoldenFile golden("golden/quant/optim/torch_optimizers.safetensors");
@@ -76,63 +73,89 @@ TEST_F(AdamwTest, TorchGolden) {
   EXPECT_EQ(checked, 4 * 2 * 3 * 2);  // cases, parameters, steps, implementations
 }
 
-TEST_F(AdamwTest, GradientScaleIsAFactor) {
+TEST_P(AdamwTest, GradientScaleIsAFactor) {
   const int64_t n = 1001;
-  const Tensor gradient = memory_.random(Dtype::f32, {n}, 1), half = memory_.zeros(Dtype::f32, {n});
-  for (int64_t i = 0; i < n; ++i) half.as<float>()[i] = gradient.as<float>()[i] / 2;
+  const Tensor gradient = random(n, 1);
+  std::vector<double> halves = to_doubles(gradient);
+  for (double& v : halves) v /= 2;
+  const Tensor half = memory.of(Dtype::f32, {n}, halves);
   AdamwStep step;
   step.lr = 0.01f;
-  const Tensor a = memory_.random(Dtype::f32, {n}, 2), b = memory_.random(Dtype::f32, {n}, 2);
-  adamw(b, memory_.zeros(Dtype::f32, {n}), memory_.zeros(Dtype::f32, {n}), half, Tensor{}, step);
+  const Tensor a = random(n, 2), b = random(n, 2);
+  adamw(b, zeros(n), zeros(n), half, Tensor{}, step);
   step.gradient_scale = 0.5f;
-  adamw(a, memory_.zeros(Dtype::f32, {n}), memory_.zeros(Dtype::f32, {n}), gradient, Tensor{}, step);
+  adamw(a, zeros(n), zeros(n), gradient, Tensor{}, step);
   EXPECT_EQ(to_doubles(a), to_doubles(b));
 }
 
 // The same elements give the same bits wherever they lie: alone or inside a longer array cut over threads.
-TEST_F(AdamwTest, PlaceDoesNotChangeBits) {
+TEST_P(AdamwTest, PlaceDoesNotChangeBits) {
   const int64_t n = 40000, from = 12345, count = 777;
   const auto run = [&](int64_t begin, int64_t end) {
-    const auto part = [&](uint64_t seed) { return memory_.random(Dtype::f32, {n}, seed).rows_from(0, 1).reshaped({n}); };
-    Tensor p = part(1), m = part(2), v = part(3), g = part(4);
-    for (int64_t i = 0; i < n; ++i) v.as<float>()[i] = std::abs(v.as<float>()[i]);
+    Tensor p = random(n, 1), m = random(n, 2), v = random(n, 3), g = random(n, 4);
+    std::vector<double> squares = to_doubles(v);
+    for (double& x : squares) x = std::abs(x);
+    v = memory.of(Dtype::f32, {n}, squares);
     for (Tensor* t : {&p, &m, &v, &g}) t->data = t->as<float>() + begin, t->shape = {end - begin};
     AdamwStep step;
     step.lr = 0.1f;
     step.step = 3;
     adamw(p, m, v, g, Tensor{}, step);
-    return std::vector<float>(p.as<float>(), p.as<float>() + p.size());
+    return to_doubles(p);
   };
   const auto whole = run(0, n), piece = run(from, from + count);
-  EXPECT_EQ(piece, std::vector<float>(whole.begin() + from, whole.begin() + from + count));
+  EXPECT_EQ(piece, std::vector<double>(whole.begin() + from, whole.begin() + from + count));
 }
 
 // The copy changes nothing else, and is what converting the new values gives.
-TEST_F(AdamwTest, CopyIsTheNewValuesRounded) {
+TEST_P(AdamwTest, CopyIsTheNewValuesRounded) {
   for (const int64_t n : {1, 16, 1000, 100003}) {
     const auto run = [&](Tensor copy) {
-      const Tensor p = memory_.random(Dtype::f32, {n}, 1), m = memory_.random(Dtype::f32, {n}, 2), v = memory_.zeros(Dtype::f32, {n});
+      const Tensor p = random(n, 1), m = random(n, 2), v = zeros(n);
       AdamwStep step;
       step.lr = 0.1f;
-      adamw(p, m, v, memory_.random(Dtype::f32, {n}, 3), copy, step);
+      adamw(p, m, v, random(n, 3), copy, step);
       return p;
     };
-    const Tensor copy = memory_.zeros(Dtype::bf16, {n}), with = run(copy), without = run({});
+    const Tensor copy = memory.zeros(Dtype::bf16, {n}), with = run(copy), without = run({});
     EXPECT_EQ(to_doubles(with), to_doubles(without));
-    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(copy.as<Bf16>()[i].bits, Bf16(with.as<float>()[i]).bits) << i << " of " << n;
+    const std::vector<double> values = to_doubles(with), copies = to_doubles(copy);
+    for (size_t i = 0; i < values.size(); ++i) ASSERT_EQ(copies[i], double(float(Bf16(float(values[i]))))) << i << " of " << n;
   }
 }
 
-TEST_F(AdamwTest, SquareSums) {
+TEST_P(AdamwTest, SquareSums) {
   for (const int64_t n : {1, 63, 64, 65, 1000, 64 * 1000}) {
-    const Tensor x = memory_.random(Dtype::f32, {n}, uint64_t(n)), sums = memory_.zeros(Dtype::f64, {(n + 63) / 64});
+    const Tensor x = random(n, uint64_t(n)), sums = memory.zeros(Dtype::f64, {(n + 63) / 64});
     square_sums(sums, x);
-    for (int64_t b = 0; b < sums.size(); ++b) {
+    const std::vector<double> values = to_doubles(x), got = to_doubles(sums);
+    for (size_t b = 0; b < got.size(); ++b) {
       double expected = 0;
-      for (int64_t i = b * 64; i < std::min(n, b * 64 + 64); ++i) expected += double(x.as<float>()[i]) * x.as<float>()[i];
-      ASSERT_NEAR(sums.as<double>()[b], expected, 1e-14 * expected) << n << " " << b;
+      for (size_t i = b * 64; i < std::min(values.size(), b * 64 + 64); ++i) expected += values[i] * values[i];
+      ASSERT_NEAR(got[b], expected, 1e-14 * expected) << n << " " << b;
     }
   }
+}
+
+// Checkpoints go from one device to another: the optimizer and the norm have the same bits on each.
+TEST_P(AdamwTest, SameBitsOnEveryDevice) {
+  const auto results = [](const char* device) {
+    const std::unique_ptr<Backend> backend = make_test_backend(device, 2);
+    TestMemory memory(*backend);
+    std::vector<double> all;
+    for (const int64_t n : {1, 67, 5003}) {
+      const Tensor p = memory.random(Dtype::f32, {n}, 1), m = memory.zeros(Dtype::f32, {n}), v = memory.zeros(Dtype::f32, {n});
+      const Tensor copy = memory.zeros(Dtype::bf16, {n}), sums = memory.zeros(Dtype::f64, {(n + 63) / 64});
+      AdamwStep step;
+      step.lr = 0.01, step.weight_decay = 0.1, step.gradient_scale = 0.7f;
+      for (step.step = 1; step.step <= 3; ++step.step) adamw(p, m, v, memory.random(Dtype::f32, {n}, 9), copy, step);
+      square_sums(sums, p);
+      for (const Tensor& t : {p, m, v, copy, sums})
+        for (const double x : to_doubles(t)) all.push_back(x);
+    }
+    return all;
+  };
+  EXPECT_EQ(results(GetParam()), results("cpu"));
 }
 
 }  // namespace

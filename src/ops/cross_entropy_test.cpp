@@ -12,6 +12,9 @@ namespace {
 struct CrossEntropy : OnEveryDevice {};
 INSTANTIATE_TEST_SUITE_P(Devices, CrossEntropy, ::testing::ValuesIn(every_device()), case_name);
 
+struct CrossEntropyOnce : OnEachDevice {};
+INSTANTIATE_TEST_SUITE_P(Devices, CrossEntropyOnce, ::testing::ValuesIn(test_devices()), device_name);
+
 struct Reference {
   std::vector<double> loss, gradient;
 };
@@ -47,6 +50,23 @@ TEST_P(CrossEntropy, LossAndGradient) {
     }
 }
 
+// The gradient in another tensor of another dtype leaves the logits alone.
+TEST_P(CrossEntropy, GradientOfAnotherDtype) {
+  for (const int64_t cols : {33, 160}) {
+    const Tensor logits = memory.random(dtype, {9, cols}, 1), labels = memory.ids({9}, 2, int32_t(cols));
+    const Tensor loss = memory.zeros(Dtype::f32, {9});
+    const Reference r = reference(logits, labels, 0.125);
+    const std::vector<double> before = to_doubles(logits);
+    for (const Dtype other : {Dtype::f32, Dtype::bf16}) {
+      const Tensor gradient = memory.zeros(other, logits.shape);
+      cross_entropy(loss, gradient, logits, labels, 0.125f);
+      expect_close(gradient, r.gradient, other == Dtype::f32 ? 1e-5 : 1e-2, "gradient");
+    }
+    expect_close(loss, r.loss, 1e-6, "loss");
+    EXPECT_EQ(to_doubles(logits), before);
+  }
+}
+
 TEST_P(CrossEntropy, SurvivesLargeLogits) {
   const Tensor logits = memory.of(dtype, {2, 3}, {30000, 0, -30000, -1e30, -1e30, -std::numeric_limits<double>::infinity()});
   const Tensor labels = memory.of(Dtype::i32, {2}, {0, 1}), loss = memory.zeros(Dtype::f32, {2});
@@ -76,9 +96,7 @@ TEST_P(CrossEntropy, SameBitsOnAnyThreads) {
 }
 
 // One row, so that the gradient scales with the one random number of dout.
-TEST(CrossEntropyGradients, AgreeWithDifferences) {
-  const auto backend = make_backend("cpu", 2);
-  TestMemory memory(*backend);
+TEST_P(CrossEntropyOnce, GradientsAgreeWithDifferences) {
   const Tensor logits = memory.random(Dtype::f32, {1, 33}, 1), labels = memory.ids({1}, 2, 33), loss = memory.zeros(Dtype::f32, {1});
   const Tensor gradient = memory.zeros(Dtype::f32, logits.shape);
   expect_gradients({.inputs = {logits},

@@ -75,9 +75,10 @@ TEST_P(Rope, LeavesTheRestAlone) {
   for (size_t i = 0; i < after.size(); ++i) EXPECT_TRUE(i % 20 < 8 || after[i] == before[i]) << i;
 }
 
-TEST(RopeGradients, AgreeWithDifferences) {
-  const auto backend = make_backend("cpu", 2);
-  TestMemory memory(*backend);
+struct RopeOnce : OnEachDevice {};
+INSTANTIATE_TEST_SUITE_P(Devices, RopeOnce, ::testing::ValuesIn(test_devices()), device_name);
+
+TEST_P(RopeOnce, GradientsAgreeWithDifferences) {
   const Angles a = angles(memory, 50, 5);
   const Tensor x = memory.random(Dtype::f32, {2, 3, 2, 12}, 1), positions = memory.ids({2, 3}, 2, 50);
   const Tensor out = memory.zeros(Dtype::f32, x.shape), dx = memory.zeros(Dtype::f32, x.shape);

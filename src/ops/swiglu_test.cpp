@@ -11,6 +11,9 @@ namespace {
 struct Swiglu : OnEveryDevice {};
 INSTANTIATE_TEST_SUITE_P(Devices, Swiglu, ::testing::ValuesIn(every_device()), case_name);
 
+struct SwigluOnce : OnEachDevice {};
+INSTANTIATE_TEST_SUITE_P(Devices, SwigluOnce, ::testing::ValuesIn(test_devices()), device_name);
+
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 TEST_P(Swiglu, ForwardAndBackwardAlsoInPlace) {
@@ -38,9 +41,7 @@ TEST_P(Swiglu, ForwardAndBackwardAlsoInPlace) {
 }
 
 // To 1e-6 of each element, and finite where exp is not.
-TEST(SwigluRange, IsAccurateFromEndToEnd) {
-  const auto backend = make_backend("cpu", 1);
-  TestMemory memory(*backend);
+TEST_P(SwigluOnce, IsAccurateFromEndToEnd) {
   std::vector<double> g;
   for (double x = -1000; x <= 1000; x += 0.37) g.push_back(float(std::abs(x) < 500 ? x / 5 : x));
   const Shape shape{int64_t(g.size())};
@@ -51,9 +52,7 @@ TEST(SwigluRange, IsAccurateFromEndToEnd) {
   for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], g[i] * sigmoid(g[i]), 1e-6 * std::abs(g[i] * sigmoid(g[i])) + 1e-34) << g[i];
 }
 
-TEST(SwigluGradients, AgreeWithDifferences) {
-  const auto backend = make_backend("cpu", 2);
-  TestMemory memory(*backend);
+TEST_P(SwigluOnce, GradientsAgreeWithDifferences) {
   const Shape shape{7, 33};
   const Tensor gate = memory.random(Dtype::f32, shape, 1), up = memory.random(Dtype::f32, shape, 2), out = memory.zeros(Dtype::f32, shape);
   const Tensor dgate = memory.zeros(Dtype::f32, shape), dup = memory.zeros(Dtype::f32, shape);

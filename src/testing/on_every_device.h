@@ -22,7 +22,15 @@ class OnEveryDevice : public ::testing::TestWithParam<DeviceRow> {
   double tolerance = double(GetParam().tolerance);
 };
 
+// The same once for each device, for tests of one dtype; (..., ::testing::ValuesIn(test_devices()), device_name).
+class OnEachDevice : public ::testing::TestWithParam<const char*> {
+ protected:
+  std::unique_ptr<Backend> backend = make_test_backend(GetParam(), 2);
+  TestMemory memory{*backend};
+};
+
 inline std::string case_name(const ::testing::TestParamInfo<DeviceRow>& info) { return row_name(info.param); }
+inline std::string device_name(const ::testing::TestParamInfo<const char*>& info) { return info.param; }
 
 // `results` gives the same numbers, bit for bit, on backends of 1, 2 and 3 threads.
 inline void expect_same_on_any_threads(const char* device, const std::function<std::vector<double>(TestMemory&)>& results) {
