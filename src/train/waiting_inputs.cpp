@@ -15,8 +15,8 @@ WaitingInputs::~WaitingInputs() {
 
 void WaitingInputs::begin(Tensor even, Tensor odd) {
   assert(even.bytes() <= bytes_ && odd.bytes() <= bytes_);
-  backend_.wait(Lane::compute, backend_.now(Lane::copies));
-  places_ = {Place{even}, Place{odd}};
+  for (Place& p : places_) p.layer = -1;
+  places_[0].input = even, places_[1].input = odd;
 }
 
 Tensor WaitingInputs::place(int layer) {
