@@ -90,6 +90,7 @@ class Runtime {
   Runtime() {
     const char* rank_here = std::getenv("MPI_LOCALRANKID");
     if (!rank_here || std::atoi(rank_here) == 0) remove_stale_files("/dev/shm");
+    one_machine_uses_shared_memory();
     const BlockingCall call("MPI_Init", default_deadline);
     int given = 0;
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &given));
@@ -110,6 +111,13 @@ class Runtime {
       std::fprintf(stderr, "%s\n", e.what());
       MPI_Abort(MPI_COMM_WORLD, exit_rank_lost);
     }
+  }
+
+  // With TCP beside shared memory MPICH 4.0 may wait for ever in MPI_Finalize (its pull request 6596). Hydra tells how many ranks are here.
+  static void one_machine_uses_shared_memory() {
+    const char* here = std::getenv("MPI_LOCALNRANKS");
+    const char* all = std::getenv("PMI_SIZE");
+    if (here && all && std::string_view(here) == all) setenv("UCX_TLS", "sm,self", 0);
   }
 
   // The mpiexec of another MPI starts processes that do not find each other: each would be a run of its own.

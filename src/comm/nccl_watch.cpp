@@ -123,6 +123,17 @@ bool NcclWatch::over_after(double seconds) {
   return changed_.wait_for(lock, std::chrono::duration<double>(seconds), over);
 }
 
+// What NCCL has noticed since the calls returned; "" when nothing. Not asked while a call is under way: that one tells.
+std::string NcclWatch::error_under_way() {
+  const std::unique_lock calling(calling_, std::try_to_lock);
+  if (!calling || aborted_) return "";
+  int error = NcclLibrary::success;
+  const int result = library_.async_error(group_, &error);
+  if (result != NcclLibrary::success) error = result;
+  if (error == NcclLibrary::success || error == NcclLibrary::in_progress) return "";
+  return nccl_error_text(library_, group_, "an exchange that was under way", error, host_->rank());
+}
+
 // A stream stands still when it is never seen idle although nothing was added to it for long.
 void NcclWatch::observe() {
   using Clock = std::chrono::steady_clock;
@@ -130,11 +141,7 @@ void NcclWatch::observe() {
   Clock::time_point moved = Clock::now();
   int64_t seen = 0;
   while (!over_after(look_pause)) {
-    int error = NcclLibrary::success;
-    const int result = library_.async_error(group_, &error);
-    if (result != NcclLibrary::success) error = result;
-    if (error != NcclLibrary::success && error != NcclLibrary::in_progress)
-      return lose(nccl_error_text(library_, group_, "an exchange that was under way", error, host_->rank()), true);
+    if (const std::string text = error_under_way(); !text.empty()) return lose(text, true);
     constexpr int busy = 600;
     const bool idle = !context_ || library_.stream_query(stream_) != busy;
     {

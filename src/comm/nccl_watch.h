@@ -41,6 +41,7 @@ class NcclWatch {
   void meet();
   void meet_once();
   void observe();
+  std::string error_under_way();
   void lose(const std::string& text, bool ends_process);
   bool over_after(double seconds);
 
