@@ -145,8 +145,6 @@ int run_launch(const Arguments& args) {
   if (started_by_mpi())
     fail("tessera launch", "this process was started by mpiexec already", "launch outside of mpiexec", "leave out launch and its options");
   for (const auto& notice : launch.notices) say(notice);
-  // All ranks are of this machine. With TCP beside shared memory MPICH 4.0 may wait for ever in MPI_Finalize (its pull request 6596).
-  ::setenv("UCX_TLS", "sm,self", 0);
   return supervise_ranks(mpiexec_words(launch.ranks, launch.mpiexec, launch.command), launch.ranks, launch.max_restarts);
 }
 
