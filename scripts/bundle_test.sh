@@ -53,7 +53,7 @@ step tests/quant_test
 tests/quant_test --gtest_brief=1
 
 step tests/comm_test on two ranks of the bundled mpiexec
-UCX_TLS=sm,self timeout 60 bin/mpiexec.hydra -n 2 tests/comm_test --gtest_brief=1 '--gtest_filter=Mpi.*'
+timeout 60 bin/mpiexec.hydra -n 2 tests/comm_test --gtest_brief=1 '--gtest_filter=Mpi.*'
 
 step bin/gpu-check without a GPU
 code=0
