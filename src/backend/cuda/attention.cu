@@ -1,13 +1,13 @@
 // Attention in blocks of queries that walk over blocks of keys with a running softmax (FlashAttention-2, Dao 2023, algorithm 1).
 //
-// A block of four warps has 128 queries of a head, a warp 32 of them, and takes 64 keys at a time. For each 64 keys of size D a warp does
-// 2 * 2 * 32 * 64 * D FLOPs (two products) and reads 64 D (keys) + 32 D (queries) + 64 D (values) numbers from shared memory: at D = 128
-// 1.05 MFLOP for 40 KB, 26 FLOPs a byte. An A100 multiprocessor does 2,048 FLOPs and reads 128 bytes a cycle, 16 FLOPs a byte; with 16
-// queries in a warp (18 FLOPs a byte) shared memory would be as slow as the products. 32 queries take 128 registers of sums and 64 of
-// scores. D = 256 has room for 16 queries a warp and 32 keys at a time.
-// Shared memory: queries, one tile of keys, one of values: 64 KB at D = 128 and 256, so that two blocks run on a multiprocessor of sm_80
-// and sm_90, and one where a block may have 99 KB. Keys arrive while weights meet values, values arrive while scores are formed: each copy
-// has half a round, without a second buffer, which would cost the second block.
+// A block of four warps has 128 queries of a head, a warp 32 of them, and takes 32 keys at a time (64 at D = 64). For 32 keys of size D a
+// warp does 2 * 2 * 32 * 32 * D FLOPs (two products) and reads 32 * D numbers of each of keys, queries and values from shared memory: at
+// D = 128 0.52 MFLOP for 24 KB, 21 FLOPs a byte. An A100 multiprocessor does 2,048 FLOPs and reads 128 bytes a cycle, 16 FLOPs a byte, an
+// H100 by mma.sync about 20; with 16 queries in a warp (13 FLOPs a byte) shared memory would set the pace. 32 queries take 128 registers
+// of sums and 32 of scores; 64 keys at a time would spill. D = 256 has room for 16 queries a warp, 64 a block.
+// Shared memory: the queries, and two tiles each of keys and values, so that the next arrive while these are used: 48 KB at D = 64 and 96,
+// 64 KB at 128, 96 KB at 256. Two blocks run on a multiprocessor of sm_80 and sm_90 (registers allow two; D = 256: one on sm_80), and on
+// sm_86 and sm_89, where a block may have 99 KB of 100, two at D <= 96 and one above.
 // Blocks begin with the last queries, which see the most keys. Keys before the first document of the block, or behind its window, or after
 // its last query are not read; a warp passes over keys that none of its queries sees.
 //
@@ -200,7 +200,7 @@ constexpr int join_threads = 128;
 
 // A block for each (b, h, query).
 template <class T>
-__global__ void __launch_bounds__(join_threads) join_parts_kernel(const Forward<T> to, const AttentionSizes z) {
+__global__ void __launch_bounds__(join_threads) attention_join_kernel(const Forward<T> to, const AttentionSizes z) {
   const size_t at = blockIdx.x, stride = size_t(z.width + 2);
   const float* const parts = to.parts + at * size_t(to.splits) * stride;
   const float factor = z.scale * log2_e;
@@ -246,7 +246,7 @@ void tiled_few(Device& device, const AttentionTensors& t, const AttentionSizes& 
   to.splits = splits;
   launch(device, attention_kernel<T, D, true>,
          {dim3(tiles * unsigned(splits), unsigned(z.key_heads), batch), dim3(Shape::warps * warp_size), Shape::shared}, to, z);
-  launch(device, join_parts_kernel<T>, {dim3(unsigned(t.lse.size())), dim3(join_threads)}, to, z);
+  launch(device, attention_join_kernel<T>, {dim3(unsigned(t.lse.size())), dim3(join_threads)}, to, z);
 }
 
 // Enough blocks for each multiprocessor to have four, each with two tiles of keys or more.

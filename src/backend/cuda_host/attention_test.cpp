@@ -53,14 +53,14 @@ void add_query(Expected& e, const Sizes& s, const std::vector<double> (&x)[4], i
 class HostAttention : public testing::TestWithParam<Dtype> {
  protected:
   // Documents begin at the given tokens.
-  Tensors make(const Sizes& s, const std::vector<int64_t>& documents) {
+  Tensors make(const Sizes& s, const std::vector<int64_t>& documents, float q_scale = 1) {
     const Shape query = {s.batch, s.queries, s.heads, s.width}, key = {s.batch, s.keys, s.key_heads, s.width};
     const Dtype dtype = GetParam();
     starts_.assign(size_t(s.batch * s.queries), 0);
     for (int64_t at = 0; at < int64_t(starts_.size()); ++at)
       for (const int64_t begin : documents)
         if (begin <= s.keys - s.queries + at % s.queries) starts_[size_t(at)] = double(begin);
-    return {memory_.random(dtype, query, 1),
+    return {memory_.random(dtype, query, 1, q_scale),
             memory_.random(dtype, key, 2),
             memory_.random(dtype, key, 3),
             memory_.random(dtype, query, 4),
@@ -86,10 +86,10 @@ class HostAttention : public testing::TestWithParam<Dtype> {
     return e;
   }
 
-  void check(const Sizes& s, const std::vector<int64_t>& documents = {}) {
+  void check(const Sizes& s, const std::vector<int64_t>& documents = {}, float q_scale = 1) {
     SCOPED_TRACE(testing::Message() << "B " << s.batch << " Tq " << s.queries << " Tk " << s.keys << " H " << s.heads << " K "
                                     << s.key_heads << " D " << s.width << " window " << s.window);
-    const Tensors t = make(s, documents);
+    const Tensors t = make(s, documents, q_scale);
     const Expected e = expected(s, t);
     const AttentionShape shape{1 / std::sqrt(float(s.width)), s.window};
     backend_->attention(t.out, t.lse, t.q, t.k, t.v, t.starts, shape);
@@ -140,6 +140,34 @@ TEST_P(HostAttention, LastQueriesSeeAllKeysBeforeThem) {
   }
   check({1, 1, 50, 2, 1, 256, 0});
   check({1, 7, 130, 5, 1, 96, 0});
+}
+
+TEST_P(HostAttention, LargeScoresMoveTheReference) {
+  check({1, 100, 300, 1, 1, 64, 0}, {}, 20);
+  check({1, 40, 300, 1, 1, 256, 0}, {}, 20);
+  check({1, 2, 300, 2, 1, 128, 0}, {}, 20);
+}
+
+// 128 tokens are whole tiles of queries and of keys: what other documents hold is not even multiplied by zero.
+TEST_P(HostAttention, TilesOfOtherDocumentsAreNotTouched) {
+  for (const int64_t poisoned : {0, 128, 256}) {
+    const Sizes s = {1, 384, 384, 2, 1, 64, 0};
+    const Tensors t = make(s, {0, 128, 256});
+    for (const Tensor& x : {t.q, t.k, t.v, t.dout}) {
+      const int64_t heads = x.shape.dim[2];
+      const Tensor rows = x.rows_from(poisoned * heads, 128 * heads);
+      const std::vector<uint16_t> nan(size_t(rows.size()), 0x7fff);  // in either type
+      backend_->copy(rows.data, nan.data(), rows.bytes());
+    }
+    backend_->attention(t.out, t.lse, t.q, t.k, t.v, t.starts, {0.125f, 0});
+    backend_->attention_backward(t.dq, t.dk, t.dv, t.dout, t.out, t.lse, t.q, t.k, t.v, t.starts, {0.125f, 0});
+    for (const Tensor& x : {t.out, t.dq, t.dk, t.dv}) {
+      const std::vector<double> values = to_doubles(x);
+      const size_t per_token = values.size() / 384;
+      for (size_t i = 0; i < values.size(); ++i)
+        ASSERT_EQ(std::isnan(values[i]), int64_t(i / per_token) / 128 == poisoned / 128) << i / per_token;
+    }
+  }
 }
 
 TEST_P(HostAttention, OtherHeadSizesNeedNoTensorCores) {
