@@ -361,7 +361,8 @@ void Run::describe() const {
   if (!c.adapter_init.empty() && !resumed_)
     say(str("adapter  ", c.adapter_init, ": rank ", model_->peft.rank, ", alpha ", model_->peft.alpha,
             ", and its own targets; --lora_rank, --lora_alpha, --lora_target_modules are for new adapters"));
-  say(str("ranks    ", comm_.describe(), "; ", backend_->describe(), "; ", c.sharding_strategy));
+  say(str("ranks    ", (model_->device_comm ? *model_->device_comm : comm_).describe(), "; ", backend_->describe(), "; ",
+          c.sharding_strategy));
   say(str("steps    ", total_, " of ", c.batch_size, " rows x ", c.gradient_accumulation_steps, " micro-batches x ", comm_.size(),
           " ranks, ", loader_.steps_per_epoch(), " to an epoch; ", c.lr_scheduler, " to lr ", c.lr, ", ", schedule_.warmup_steps,
           " steps of warm-up"));
