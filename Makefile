@@ -10,6 +10,7 @@
 #   make torture      kills ranks of a tiny run at random moments, KILLS times (1,000), and prints the figures; SEED=.. for others
 #   make bundle       build/tessera-VERSION-linux-x86_64.tar.gz: program, tests, benchmarks, libraries; runs without root and packages
 #   make bundle-test  unpacks it into an empty root and trains there as an ordinary user; needs root here
+#   make kernel-figures  registers and spills of every CUDA kernel into docs/cuda.md; fails when one spills; 3 minutes
 #   make gpu-check    tests, sanitizer and benchmarks on the GPU, one JSON of results; 8 minutes
 #   make cuda-prediction  the expected times of docs/cuda.md, from a dry run of the program's steps
 #   make model        trains the bundled model again from random weights (examples/tiny)
@@ -84,6 +85,9 @@ gpu-check: test-packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON -DTESSERA_BENCH=ON
 	cmake --build $(BUILD) -j $(JOBS)
 	@scripts/gpu_check.sh --build $(BUILD)
+
+kernel-figures:
+	@scripts/kernel_figures.py --jobs $(JOBS) --list $(BUILD)/kernel_figures.txt
 
 torture: test-packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=ON
