@@ -130,6 +130,18 @@ const int32_t* sorted_tokens(Device& device, const int32_t* ids, int64_t tokens,
   return from;
 }
 
+// Where the tokens of an id end that begin at `first`: steps that double, then halve.
+__device__ __forceinline__ int64_t end_of_id(const int32_t* ids, const int32_t* order, int64_t first, int64_t tokens, int id) {
+  int64_t inside = first, step = 1;
+  while (inside + step < tokens && ids[order[inside + step]] == id) {
+    inside += step;
+    step *= 2;
+  }
+  for (; step > 0; step /= 2)
+    if (inside + step < tokens && ids[order[inside + step]] == id) inside += step;
+  return inside + 1;
+}
+
 // A block has one strip of columns of the id at place blockIdx.x of the sorted tokens, if that is the first of its id.
 template <int N, class T>
 __global__ void __launch_bounds__(per_block)
@@ -137,15 +149,14 @@ __global__ void __launch_bounds__(per_block)
   const int64_t first = blockIdx.x;
   const int id = ids[order[first]], col = int(blockIdx.y * blockDim.x + threadIdx.x) * N;
   if ((first > 0 && ids[order[first - 1]] == id) || col >= cols) return;
+  const int64_t end = end_of_id(ids, order, first, tokens, id);
   float sum[N];
   float* const to = dtable + int64_t(id) * cols + col;
   load(sum, to);
 #pragma unroll 4
-  for (int64_t i = first; i < tokens; ++i) {
-    const int token = order[i];
-    if (ids[token] != id) break;
+  for (int64_t i = first; i < end; ++i) {
     float v[N];
-    load(v, dout + int64_t(token) * cols + col);
+    load(v, dout + int64_t(order[i]) * cols + col);
     for (int k = 0; k < N; ++k) sum[k] += v[k];
   }
   store(to, sum);
