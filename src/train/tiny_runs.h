@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "core/text.h"
 #include "io/file.h"
 #include "testing/test_backend.h"
 #include "train/checkpoint.h"
@@ -61,11 +62,15 @@ class TinyRuns : public testing::Test {
     return text;
   }
 
-  // Also on the devices of tests; seed: of the order in which their lanes run.
+  // Also on the devices of tests, a GPU for each rank; seed: of the order in which their lanes run.
   void run_on(int ranks, TrainConfig c, uint64_t seed = 1) const {
     c.gradient_accumulation_steps /= ranks;
-    const auto make = [&](std::string_view device, int threads) { return make_test_backend(device, threads, seed); };
-    run_local_ranks(ranks, [&](Comm& comm) { train(c, comm, {}, {}, make); });
+    run_local_ranks(ranks, [&](Comm& comm) {
+      const auto make = [&](std::string_view device, int threads) {
+        return make_test_backend(device == "cuda" ? str("cuda:", comm.rank()) : std::string(device), threads, seed);
+      };
+      train(c, comm, {}, {}, make);
+    });
   }
 
   const TestFolder folder_;
