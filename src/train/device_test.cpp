@@ -136,20 +136,6 @@ TEST_P(DeviceRanks, TheOrderOfLanesDoesNotChangeBits) {
   }
 }
 
-// Frozen weights, layers' inputs, masters and the optimizer's state on the host beside the device.
-TEST_P(DeviceRanks, OffloadChangesNoBit) {
-  run_on(1, short_run("qlora", "one"));
-  for (const auto flag : {&TrainConfig::use_cpu_offload, &TrainConfig::use_activation_cpu_offload, &TrainConfig::optimizer_offload})
-    for (const int ranks : {1, 2}) {
-      TrainConfig c = short_run("qlora", "offload");
-      c.*flag = true;
-      c.save_steps = 1;
-      run_on(ranks, c, 5);
-      EXPECT_EQ(outcome("offload", file_of("qlora")), outcome("one", file_of("qlora"))) << ranks << " ranks";
-      remove_all(folder_.path("offload"));
-    }
-}
-
 // The loss of the second step is not finite: the same tensor is named as on the host, after a look at the device's memory.
 TEST_P(DeviceLaws, AStepThatIsNotFiniteIsNamed) {
   const auto said = [&](const char* device) {
