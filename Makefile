@@ -29,7 +29,7 @@ TINY = examples/tiny
 KILLS ?= 1000
 SEED ?= 1
 
-.PHONY: quickstart test without-cuda build packages test-packages bench unit asan fuzz torture bundle bundle-test gpu-check cuda-prediction model format check-format budget clean
+.PHONY: quickstart test without-cuda build packages test-packages bench unit asan fuzz torture bundle bundle-test gpu-check kernel-figures cuda-prediction model format check-format budget clean
 
 build: packages
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF
