@@ -20,8 +20,8 @@ BEGIN, END = "<!-- kernel figures -->", "<!-- end of kernel figures -->"
 # Kernels that may spill, and why.
 COLD = {
     "random_normal_kernel": "runs once, before the first step",
-    "codebook4_encode_kernel": "runs once, when a model is loaded",
-    "nested_encode_kernel": "runs once, when a model is loaded",
+    "encode4_kernel": "runs once, when a model is loaded",
+    "encode8_kernel": "runs once, when a model is loaded",
 }
 
 
