@@ -216,8 +216,9 @@ void print(const PlanOptions& o, const TrainConfig& c, const Plan& p, const std:
   print_phases(p);
   line("");
   line(plan_line(p));
-  line(str("         ", human_bytes(p.constant()), " of it for ",
-           p.machine.gpu() ? "CUDA's context and libraries (an estimate)" : "code, libraries and the kernels' own buffers"));
+  line(str(
+      "         ", human_bytes(p.constant()), " of it for ",
+      p.machine.gpu() ? "CUDA's context and libraries (an estimate), and odd batches" : "code, libraries and the kernels' own buffers"));
   if (p.machine.gpu()) print_host(p);
   const int here = (p.machine.ranks + p.machine.nodes - 1) / p.machine.nodes;
   if (!p.machine.own_memory)

@@ -117,7 +117,7 @@ Plan DryRun::go() {
   plan.phases = backend.ledger().peaks();
   plan.peak = backend.ledger().peak();
   if (machine.gpu()) plan.host_phases = backend.host_ledger().peaks(), plan.host_peak = backend.host_ledger().peak();
-  plan.arena = model.arena.high_water();
+  plan.arena = model.arena.high_water() + (machine.gpu() ? plan_gpu_odd_batches : 0);
   plan.tokens = config.batch_size * config.context_length * config.gradient_accumulation_steps * machine.ranks;
   plan.copied = scale * copied;
   plan.compute_seconds = plan.step_seconds = scale * seconds_of(average, machine.speed);

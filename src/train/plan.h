@@ -39,6 +39,8 @@ inline size_t bytes_of_rows(int64_t rows, int64_t tokens) { return size_t(rows) 
 constexpr size_t plan_constant = size_t(96) << 20;
 // Of a GPU: context, libraries and their kernels. Of the process beside it: driver, libraries, their buffers. Estimates, not yet measured.
 constexpr size_t plan_gpu_constant = size_t(614) << 20, plan_gpu_host_constant = size_t(512) << 20;
+// More room than a full batch takes: fewer targets may be cut into larger pieces of logits, each of at most so much (nn/root.cpp).
+constexpr size_t plan_gpu_odd_batches = size_t(64) << 20;
 // Of their limits (FLOPs and bytes) steps reach this share. Measured: docs/benchmarks.md.
 constexpr double plan_share_of_limit = 0.8;
 
@@ -50,13 +52,13 @@ struct Plan {
   size_t peak = 0;                               // of the phases
   std::vector<Ledger::Peak> host_phases;         // beside a device: what this rank holds on the host
   size_t host_peak = 0;                          // of them
-  size_t arena = 0;                              // bytes of the arena at most
+  size_t arena = 0;                              // bytes of the arena at most; on a GPU with room for odd batches
   int64_t tokens = 0;                            // of a step, all ranks
   double flops = 0, bytes_moved = 0;             // of a step, this rank
   double gathered = 0, reduced = 0;              // bytes this rank receives in a step; gathers run beside the computation
   double copied = 0;                             // bytes between device and host in a step, beside the computation
   double compute_seconds = 0, step_seconds = 0;  // 0: speeds unknown
-  size_t constant() const { return machine.gpu() ? plan_gpu_constant : plan_constant; }
+  size_t constant() const { return machine.gpu() ? plan_gpu_constant + plan_gpu_odd_batches : plan_constant; }
   size_t needed() const { return peak + constant() + (machine.gpu() ? 0 : machine.rows); }
   size_t host_needed() const {  // by all ranks of a node, beside their devices
     return machine.gpu() ? size_t(machine.ranks_of_node()) * (host_peak + plan_gpu_host_constant + machine.rows) : 0;

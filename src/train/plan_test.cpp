@@ -185,6 +185,9 @@ TEST(Plan, SeventyBillionOnTwoCards) {
     EXPECT_LE(double(least.host_needed()), 45e9);
     machine.host_memory = least.host_needed() - 1;
     EXPECT_FALSE(dry_run(c, machine, {0, false}, 0).fits());
+    machine.host_memory = 0, c.use_cpu_offload = false;
+    const auto advice = plan_advice(c, machine);
+    EXPECT_TRUE(std::any_of(advice.begin(), advice.end(), [](const auto& a) { return starts_with(a, "--use_cpu_offload true: "); }));
   }
 }
 
