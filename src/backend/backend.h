@@ -43,7 +43,8 @@ class Backend {
   virtual Ledger& host_ledger() { return host_can_read() ? ledger() : host_ledger_; }
   virtual size_t total_memory() const = 0;  // of the device, bytes
   virtual size_t free_memory() const = 0;   // of it, what could be taken now
-  // Between any two of device and host memory, in the order of the operations. When it returns the host may read `to` and change `from`.
+  // Between any two of device and host memory, in the order of the operations. When it returns the host may read `to`, and change
+  // `from` unless that is pinned: the device reads pinned memory later, in order.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void fill_zero(Tensor) = 0;
   // Whether this is memory of a device that the host cannot touch: it is reached by copies and operations alone.

@@ -59,7 +59,8 @@ __device__ __forceinline__ T rounded(float x) {
 // Two values in one register, `low` at the lower address: the operands of tensor cores.
 template <class T>
 __device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
-  return uint32_t(rounded<T>(low).bits) | uint32_t(rounded<T>(high).bits) << 16;
+  if constexpr (std::is_same_v<T, Bf16>) return bf16_pair_bits(low, high);
+  return half_pair_bits(low, high);
 }
 
 // Sum and maximum over a warp, in every lane, in one order.

@@ -86,6 +86,8 @@ class SharedMemory {
 
 inline uint16_t bf16_bits(float x) { return Bf16(x).bits; }
 inline uint16_t half_bits(float x) { return F16(x).bits; }
+inline uint32_t bf16_pair_bits(float low, float high) { return uint32_t(bf16_bits(low)) | uint32_t(bf16_bits(high)) << 16; }
+inline uint32_t half_pair_bits(float low, float high) { return uint32_t(half_bits(low)) | uint32_t(half_bits(high)) << 16; }
 inline float half_value(uint16_t bits) {
   F16 h;
   h.bits = bits;
