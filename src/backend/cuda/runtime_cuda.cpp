@@ -144,7 +144,9 @@ void* take_pinned(Device& d, size_t bytes) {
   return p;
 }
 void give_pinned(void* data, size_t) { cudaFreeHost(data); }
-void pin(void* data, size_t bytes) { check(cudaHostRegister(data, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped), "pinning host memory"); }
+void pin(void* data, size_t bytes) {
+  check(cudaHostRegister(data, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped), "pinning host memory");
+}
 void unpin(void* data, size_t) { cudaHostUnregister(data); }
 
 Moment now(Device& d, Lane lane) {
