@@ -33,6 +33,8 @@ constexpr size_t embedding_scratch(int64_t tokens) {
 }
 
 // attention_backward: a number for each query of each head.
-constexpr size_t attention_scratch(int64_t batch, int64_t queries, int64_t heads) { return size_t(batch * queries * heads) * sizeof(float); }
+constexpr size_t attention_scratch(int64_t batch, int64_t queries, int64_t heads) {
+  return size_t(batch * queries * heads) * sizeof(float);
+}
 
 }  // namespace tessera
