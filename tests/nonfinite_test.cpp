@@ -47,10 +47,12 @@ TEST_F(Nonfinite, StepsAreSkippedAsOftenAsAllowed) {
   expect_contains(ended.err, "step 4, output of model.layers.0");
   expect_contains(ended.err, "--max_skipped_steps 2, and 2 were skipped");
   const auto lines = split(read_file(path("out/train.jsonl")), '\n');
-  ASSERT_EQ(lines.size(), 4u) << "three steps, an empty end";
+  ASSERT_EQ(lines.size(), 5u) << "three steps, what the last save took, an empty end";
   EXPECT_EQ(json_at(lines[0], "/skipped"), "(none)");
   EXPECT_EQ(json_at(lines[2], "/skipped"), "true");
   EXPECT_EQ(json_at(lines[2], "/loss"), "null");
+  EXPECT_EQ(json_at(lines[3], "/step"), "3");
+  EXPECT_TRUE(file_exists(path("out/checkpoint-3/checkpoint.json"))) << "what was learned before the end is kept";
   for (const int step : {2, 3, 4})
     EXPECT_EQ(json_at(read_file(path(str("out/nonfinite-", step, ".json"))), "/skipped"), step < 4 ? "true" : "false");
 }

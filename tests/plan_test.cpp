@@ -42,7 +42,7 @@ TEST_F(PlanOfARun, IsWhatTesseraPlanSays) {
 
 TEST_F(PlanOfARun, SaysWhatToChange) {
   const Words command{"plan", "--model",      path("model"), "--train_type",    "full",  "--context_length",
-                      "2048", "--batch_size", "32",          "--device_memory", "130MB", "--gradient_checkpointing",
+                      "2048", "--batch_size", "32",          "--device_memory", "800MB", "--gradient_checkpointing",
                       "false"};
   const Ended ended = run(tessera(command));
   EXPECT_EQ(ended.code, 3) << "a plan that does not fit is told from one that cannot be made";
