@@ -50,7 +50,7 @@ test: test-packages check-format budget
 
 # Where nvcc was found, the program is built once more as on a machine that has none; its objects that know of CUDA are few.
 without-cuda:
-	@if grep -q '^CMAKE_CUDA_COMPILER' $(BUILD)/CMakeCache.txt; then \
+	@if grep -q '^NVCC:FILEPATH=/' $(BUILD)/CMakeCache.txt; then \
 	  cmake -S . -B $(BUILD)-without-cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DTESSERA_TESTS=OFF -DTESSERA_CUDA=OFF && \
 	  cmake --build $(BUILD)-without-cuda -j $(JOBS) --target tessera; fi
 
