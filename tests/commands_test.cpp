@@ -39,6 +39,13 @@ TEST_F(Commands, AdapterFolderIsPeftS) {
   EXPECT_EQ(names, expected);
 }
 
+// The programs that tests start see no GPU (tests/program.cpp).
+TEST_F(Commands, OffloadIsSpokenOfWhereAutoFindsNoGpu) {
+  const Ended ended = run(tessera(training("offloaded", {"--use_cpu_offload", "true", "--max_steps", "1"})));
+  well(ended);
+  expect_contains(ended.out + ended.err, "offload  has no effect on a CPU");
+}
+
 TEST_F(Commands, ConfigFileIsTheSameAsFlags) {
   well(run(tessera(training("flags", {"--train_type", "lora", "--lora_alpha", "6", "--seed", "7"}))));
   std::string yaml = "lora:\n  rank: 3\n  alpha: 6\n  dropout: 0.1\ntrain_type: lora\nseed: 99\ninit: random\nprecision: fp32\n";

@@ -157,6 +157,12 @@ void check_saving(const TrainConfig& c) {
          str("set --eval_steps ", c.save_steps));
 }
 
+// Where --device auto has found no GPU; with --device cpu the command line has said so.
+void note_offload(const TrainConfig& c, const Backend& backend) {
+  if (c.device == "auto" && backend.host_can_read() && (c.use_cpu_offload || c.use_activation_cpu_offload || c.optimizer_offload))
+    say("offload  has no effect on a CPU: all numbers live on the host");
+}
+
 Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const MakeBackend& make)
     : resumed_(find_checkpoint(c.resume_from_checkpoint, c.output_dir, comm)),
       config_(resolved(c, resumed_, comm.size())),
@@ -168,6 +174,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const Ma
       loader_(data_, {c.batch_size, comm.size() * config_.gradient_accumulation_steps, c.seed, c.shuffle}),
       total_(total_steps(c, loader_)),
       schedule_(schedule_options(c, total_)) {
+  note_offload(c, *backend_);
   report_rows(data_, "data ");
   if (!c.eval_dataset.empty()) {
     eval_data_ = load_rows(c, c.eval_dataset, tokenizer_, model_config_);
