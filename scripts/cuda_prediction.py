@@ -23,7 +23,7 @@ WHY = {
     "products, adapters": "one side is the rank: bound by reading the other; 0.6",
     "NF4 decode": "half a byte and its scale read, two bytes written, nothing else; 0.8",
     "attention": "mma.sync and cp.async, no wgmma: FlashAttention-2 reaches 0.45 so on this kind of GPU; 0.40",
-    "attention backward": "five products instead of two, more registers; 0.28",
+    "attention backward": "five products are counted, seven formed, because dQ has a kernel of its own; 0.28",
     "rmsnorm": "one pass, a row per block; 0.75",
     "rmsnorm backward": "one pass and the sum of blocks; 0.7",
     "swiglu": "elementwise, 16 bytes per thread; 0.8",
