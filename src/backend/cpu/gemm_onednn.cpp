@@ -2,6 +2,7 @@
 // tile is computed by one thread: the bits do not depend on the number of threads.
 #include <dnnl.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <cassert>
 #include <cstdlib>
@@ -210,21 +211,42 @@ ProductEngine best_product_engine() {
   return tiles ? ProductEngine::onednn : ProductEngine::panels;
 }
 
+// c is rounded after each term: so what is added comes first, then the narrow terms, an adapter's; the last rounding is of all.
 void CpuBackend::gemm_onednn(const Product& p) {
   if (p.c.size() == 0) return;
   assert(p.addend.empty() || p.addend.data != p.c.data || !p.accumulate);
-  const bool in_place = !p.addend.empty() && p.addend.data == p.c.data;
-  bool accumulate = p.accumulate || in_place;
-  for (int i = 0; i < p.terms; ++i) {
-    const Tensor a = p.term[i].a;
-    if (a.size() == 0) continue;
-    const Tensor b = p.term[i].b.is_codes() ? decoded(*this, p.term[i].b.codes, a.dtype) : p.term[i].b.dense;
+  const auto depth = [&](const Term* t) { return p.transpose_a ? t->a.rows() : t->a.cols(); };
+  const Term* terms[Product::most_terms];
+  int count = 0;
+  for (int i = 0; i < p.terms; ++i)
+    if (p.term[i].a.size() > 0) terms[count++] = &p.term[i];
+  std::stable_sort(terms, terms + count, [&](const Term* x, const Term* y) { return depth(x) < depth(y); });
+
+  bool accumulate = p.accumulate || (!p.addend.empty() && p.addend.data == p.c.data);
+  if (!p.addend.empty() && p.addend.data != p.c.data) {
+    if (!p.accumulate) {
+      convert(p.c, p.addend);
+    } else if (p.addend.dtype == p.c.dtype) {
+      add(p.c, p.c, p.addend);
+    } else {
+      CpuBackend::accumulate(p.c, p.addend);
+    }
+    accumulate = true;
+  }
+  for (int i = 0; i < count; ++i) {
+    const Tensor a = terms[i]->a;
+    const Tensor b = terms[i]->b.is_codes() ? decoded(*this, terms[i]->b.codes, a.dtype) : terms[i]->b.dense;
     multiply(threads_, p.c, a, p.transpose_a, b, p.transpose_b, p.alpha, accumulate);
     accumulate = true;
   }
   if (!accumulate) fill_zero(p.c);
-  if (!p.bias.empty()) add_bias(p.c, p.bias);
-  if (!p.addend.empty() && !in_place) add(p.c, p.c, p.addend);
+  if (p.bias.empty()) return;
+  Tensor bias = p.bias;
+  if (bias.dtype != p.c.dtype) {
+    bias = {thread_scratch(4, size_t(bias.size()) * size_of(p.c.dtype)), p.c.dtype, bias.shape, this};
+    convert(bias, p.bias);
+  }
+  add_bias(p.c, bias);
 }
 
 }  // namespace tessera
