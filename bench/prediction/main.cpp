@@ -63,6 +63,7 @@ Json json_of(const StepProfile::Row& row) {
           {"accumulates", o.accumulates},
           {"calls", row.calls},
           {"flops", o.flops},
+          {"drops", o.drops},
           {"bytes", o.bytes}};
 }
 

@@ -37,6 +37,49 @@ Buffer Backend::allocate_pinned(size_t bytes, const char* what) {
 
 namespace {
 
+Tensor batch_of(const Drop& d, Tensor x) {
+  return x.reshaped({d.row_keys.size(), x.rows() / std::max<int64_t>(1, d.row_keys.size()), x.cols()});
+}
+
+// x, or in `room` what dropout leaves of it.
+Tensor dropped(Backend& backend, const Drop& d, Tensor x, Tensor room) {
+  if (d.p == 0 || x.size() == 0) return x;
+  backend.dropout(batch_of(d, room), batch_of(d, x), d.row_keys, d.key, d.p);
+  return room;
+}
+
+}  // namespace
+
+void Backend::adapters(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
+  for (const AdapterProduct& one : all) {
+    Product p;
+    p.c = one.t, p.transpose_b = true, p.alpha = one.scale;
+    p.add(dropped(*this, one.drop, x, room), one.a);
+    gemm(p);
+  }
+}
+
+void Backend::adapters_backward(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
+  for (const AdapterProduct& one : all) {
+    Product p;
+    p.c = one.da, p.transpose_a = true, p.accumulate = true;
+    p.add(one.t, dropped(*this, one.drop, x, room));
+    gemm(p);
+  }
+}
+
+void Backend::adapters_input_gradient(Tensor dx, std::span<const AdapterProduct> all, Tensor room) {
+  for (const AdapterProduct& one : all) {
+    Product p;
+    p.c = one.drop.p == 0 ? dx : room, p.accumulate = one.drop.p == 0;
+    p.add(one.t, one.a);
+    gemm(p);
+    if (one.drop.p > 0) add(dx, dx, dropped(*this, one.drop, room, room));
+  }
+}
+
+namespace {
+
 std::unique_ptr<Backend> make_gpu([[maybe_unused]] std::string_view device, [[maybe_unused]] int threads) {
 #ifdef TESSERA_CUDA
   int index = 0;

@@ -9,11 +9,13 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "core/adapter_product.h"
 #include "core/buffer.h"
 #include "core/kernel_options.h"
 #include "core/product.h"
@@ -69,6 +71,14 @@ class Backend {
 
   // --- elementwise --------------------------------------------------------------------------------------------------------------
   virtual void convert(Tensor out, Tensor x) = 0;        // any of f32, bf16, f16 to f32 or bf16, nearest even
+  // --- adapters of layers that share an input (core/adapter_product.h) --------------------------------------------------------------
+  // x (m, k) T, at most AdapterProduct::most of them. `room` is as x, for what dropout leaves of it; it may be empty where nothing is
+  // dropped, or where drops_inside(). Here each is formed by itself; a GPU reads or writes the wide matrix once for all.
+  virtual bool drops_inside(std::span<const AdapterProduct>) const { return false; }
+  virtual void adapters(std::span<const AdapterProduct>, Tensor x, Tensor room);                  // t = scale * drop(x) a^T
+  virtual void adapters_backward(std::span<const AdapterProduct>, Tensor x, Tensor room);         // da += t^T drop(x)
+  virtual void adapters_input_gradient(Tensor dx, std::span<const AdapterProduct>, Tensor room);  // dx += drop(t a), one after the other
+
   virtual void add(Tensor out, Tensor x, Tensor y) = 0;  // out = x + y; out may be x or y
   virtual void accumulate(Tensor sum, Tensor x) = 0;     // sum (f32) += x (T)
   virtual void add_bias(Tensor y, Tensor bias) = 0;      // each row of y += bias (cols)

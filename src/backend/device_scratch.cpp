@@ -6,6 +6,7 @@ namespace tessera {
 namespace {
 
 constexpr int64_t most_fused_width = 128;  // of the narrow matrix
+constexpr int64_t most_joined_rank = 64;
 
 bool aligned(Tensor t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
 
@@ -38,6 +39,38 @@ size_t product_scratch(const Product& p) {
     if (t.b.is_codes()) decoded = std::max(decoded, size_t(t.b.rows() * t.b.cols()) * size_of(t.a.dtype));
   }
   return any ? matmul_workspace + decoded : 0;
+}
+
+bool joins_adapters(std::span<const AdapterProduct> all) {
+  if (all.empty() || all.size() > AdapterProduct::most) return false;
+  const int64_t r = all[0].a.rows(), k = all[0].a.cols();
+  if (r == 0 || r % 8 || r > most_joined_rank || k % 8) return false;
+  return std::all_of(all.begin(), all.end(),
+                     [&](const AdapterProduct& p) { return p.a.rows() == r && size_of(p.a.dtype) == 2 && aligned(p.a) && aligned(p.t); });
+}
+
+namespace {
+
+constexpr int64_t enough_blocks = 256;  // of threads
+
+// So many that all blocks together are enough, each with at least `least` of what is cut.
+int64_t pieces_of(int64_t size, int64_t least, int64_t blocks) {
+  return std::max<int64_t>(1, std::min(size / least, (enough_blocks + blocks - 1) / std::max<int64_t>(1, blocks)));
+}
+
+}  // namespace
+
+int64_t adapter_pieces(int64_t m, int64_t k) { return pieces_of(k, 512, (m + adapter_rows - 1) / adapter_rows); }
+int64_t adapter_backward_pieces(int64_t m, int64_t k) { return pieces_of(m, 512, (k + adapter_cols - 1) / adapter_cols); }
+
+size_t adapter_scratch(std::span<const AdapterProduct> all) {
+  const int64_t m = all[0].t.rows(), r = all[0].a.rows(), k = all[0].a.cols();
+  return size_t(adapter_pieces(m, k) * int64_t(all.size()) * m * r) * sizeof(float);
+}
+
+size_t adapter_backward_scratch(std::span<const AdapterProduct> all) {
+  const int64_t m = all[0].t.rows(), r = all[0].a.rows(), k = all[0].a.cols();
+  return size_t(adapter_backward_pieces(m, k) * int64_t(all.size()) * r * k) * sizeof(float);
 }
 
 }  // namespace tessera

@@ -4,6 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <span>
+
+#include "core/adapter_product.h"
 #include "core/product.h"
 
 namespace tessera {
@@ -17,6 +20,16 @@ bool is_fused_product(const Product&);
 
 // [matmul_workspace][the largest decoded matrix], or nothing.
 size_t product_scratch(const Product&);
+
+// Whether kernels of our own form these: 16-bit numbers, one rank, a multiple of 8 up to 64, wide matrices of packs of 8.
+bool joins_adapters(std::span<const AdapterProduct>);
+// They cut x (m, k) into pieces by its sizes alone, so that a GPU of any size has enough of them: adapters() along k, adapters_backward()
+// along m. Each leaves partial sums: f32 (pieces, adapters, m or r, r or k).
+constexpr int64_t adapter_rows = 64, adapter_cols = 128;  // of x, of one block of threads
+int64_t adapter_pieces(int64_t m, int64_t k);
+int64_t adapter_backward_pieces(int64_t m, int64_t k);
+size_t adapter_scratch(std::span<const AdapterProduct>);
+size_t adapter_backward_scratch(std::span<const AdapterProduct>);
 
 // Sums over rows (column_sum, the weight gradient of rmsnorm): one partial sum of each column and group of rows.
 constexpr int64_t column_group_rows = 128;

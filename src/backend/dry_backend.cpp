@@ -65,6 +65,21 @@ void DryBackend::need_scratch(size_t bytes) {
 }
 
 void DryBackend::gemm(const Product& p) { need_scratch(product_scratch(p)); }
+
+// Where CudaBackend has no kernel, it forms the products as Backend does.
+bool DryBackend::drops_inside(std::span<const AdapterProduct> all) const { return gpu_ && joins_adapters(all); }
+void DryBackend::adapters(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
+  if (!joins_adapters(all)) return Backend::adapters(all, x, room);
+  need_scratch(adapter_scratch(all));
+}
+void DryBackend::adapters_backward(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
+  if (!joins_adapters(all)) return Backend::adapters_backward(all, x, room);
+  need_scratch(adapter_backward_scratch(all));
+}
+void DryBackend::adapters_input_gradient(Tensor dx, std::span<const AdapterProduct> all, Tensor room) {
+  if (!joins_adapters(all)) Backend::adapters_input_gradient(dx, all, room);
+}
+
 void DryBackend::column_sum(Tensor, Tensor x) { need_scratch(column_scratch(x.rows(), x.cols())); }
 void DryBackend::embedding_backward(Tensor, Tensor, Tensor ids) { need_scratch(embedding_scratch(ids.size())); }
 void DryBackend::rmsnorm_backward(Tensor, Tensor dw, Tensor, Tensor x, Tensor, Tensor, bool) {

@@ -25,6 +25,10 @@ class DryBackend final : public Backend {
   void copy_beside(void*, const void*, size_t bytes) override { copied_ += double(bytes); }
 
   void gemm(const Product&) override;
+  bool drops_inside(std::span<const AdapterProduct>) const override;
+  void adapters(std::span<const AdapterProduct>, Tensor x, Tensor room) override;
+  void adapters_backward(std::span<const AdapterProduct>, Tensor x, Tensor room) override;
+  void adapters_input_gradient(Tensor dx, std::span<const AdapterProduct>, Tensor room) override;
   void convert(Tensor, Tensor) override {}
   void add(Tensor, Tensor, Tensor) override {}
   void accumulate(Tensor, Tensor) override {}

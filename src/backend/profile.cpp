@@ -48,6 +48,7 @@ std::string Operation::shapes() const {
   for (int i = 0; i < rank; ++i) out += str(i == 0 ? "" : i >= added_from ? "+" : "x", sizes[size_t(i)]);
   if (*layout) out += str(' ', layout);
   if (four_bit) out += " 4-bit";
+  if (drops) out += " dropout";
   if (accumulates) out += " +=";
   return out;
 }

@@ -25,7 +25,7 @@ struct Operation {
   const char* name = "";    // a literal
   const char* layout = "";  // a literal; of a product: "nt" is a * b^T
   Dtype dtype = Dtype::f32;
-  bool accumulates = false, four_bit = false;
+  bool accumulates = false, four_bit = false, drops = false;
   int rank = 0, added_from = most_sizes;    // sizes from added_from on are parts of one sum
   std::array<int64_t, most_sizes> sizes{};  // of a product: m, n, k of each term
   double flops = 0, bytes = 0;

@@ -51,6 +51,20 @@ Operation product(const Product& p) {
   return o;
 }
 
+// Of x or its gradient (m, k) and narrow matrices of so many ranks each: that wide one moves once, if all are formed together.
+Operation adapter_products(const char* name, std::span<const AdapterProduct> all, Tensor x) {
+  Operation o = moves(name, x, bytes_of({x}));
+  o.sizes[0] = x.rows(), o.sizes[1] = x.cols();
+  o.rank = 2, o.added_from = 3;
+  for (const AdapterProduct& p : all) {
+    o.sizes[size_t(o.rank++)] = p.a.rows();
+    o.flops += 2 * double(x.size()) * double(p.a.rows());
+    o.bytes += bytes_of({p.t, p.a});
+    o.drops |= p.drop.p > 0;
+  }
+  return o;
+}
+
 // Pairs of a query and a key it may see, as if no row held several documents: causal, within the window.
 double visible_pairs(int64_t queries, int64_t keys, int64_t window) {
   const int64_t first = keys - queries + 1;  // seen by the first query; each next one sees one more, up to the window
@@ -89,6 +103,18 @@ void ProfilingBackend::fill_zero(Tensor x) {
 
 void ProfilingBackend::gemm(const Product& p) {
   timed(product(p), [&] { owned_->gemm(p); });
+}
+
+void ProfilingBackend::adapters(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
+  timed(adapter_products("adapters", all, x), [&] { owned_->adapters(all, x, room); });
+}
+void ProfilingBackend::adapters_backward(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
+  timed(adapter_products("adapters_backward", all, x), [&] { owned_->adapters_backward(all, x, room); });
+}
+void ProfilingBackend::adapters_input_gradient(Tensor dx, std::span<const AdapterProduct> all, Tensor room) {
+  Operation o = adapter_products("adapters_input_gradient", all, dx);
+  o.accumulates = true, o.bytes += bytes_of({dx});
+  timed(o, [&] { owned_->adapters_input_gradient(dx, all, room); });
 }
 
 void ProfilingBackend::convert(Tensor out, Tensor x) {

@@ -33,6 +33,10 @@ class ProfilingBackend final : public Backend {
   void* native(Lane lane) override { return owned_->native(lane); }
 
   void gemm(const Product&) override;
+  bool drops_inside(std::span<const AdapterProduct> all) const override { return owned_->drops_inside(all); }
+  void adapters(std::span<const AdapterProduct>, Tensor x, Tensor room) override;
+  void adapters_backward(std::span<const AdapterProduct>, Tensor x, Tensor room) override;
+  void adapters_input_gradient(Tensor dx, std::span<const AdapterProduct>, Tensor room) override;
 
   void convert(Tensor out, Tensor x) override;
   void add(Tensor out, Tensor x, Tensor y) override;

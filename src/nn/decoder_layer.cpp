@@ -31,9 +31,7 @@ void attend(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
 
 void queries_keys_values(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   rmsnorm(s.n1, s.rstd1, s.x, l.input_norm.value, l.eps);
-  linear_forward(s.q, l.q, s.n1, &s.tq, ctx);
-  linear_forward(s.k, l.k, s.n1, &s.tk, ctx);
-  linear_forward(s.v, l.v, s.n1, &s.tv, ctx);
+  linear_forward({{s.q, l.q, &s.tq}, {s.k, l.k, &s.tk}, {s.v, l.v, &s.tv}}, s.n1, ctx);
   rope(heads(s.q, l.H, l.D, ctx), ctx.cos, ctx.sin, ctx.positions);
   rope(heads(s.k, l.K, l.D, ctx), ctx.cos, ctx.sin, ctx.positions);
 }
@@ -41,13 +39,12 @@ void queries_keys_values(const DecoderLayer& l, DecoderSaved& s, const Context& 
 void attention_half(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   queries_keys_values(l, s, ctx);
   attend(l, s, ctx);
-  linear_forward(s.h, l.o, s.a, &s.to, ctx, s.x);
+  linear_forward({{s.h, l.o, &s.to, s.x}}, s.a, ctx);
 }
 
 void mlp_input(const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   rmsnorm(s.n2, s.rstd2, s.h, l.post_norm.value, l.eps);
-  linear_forward(s.gate, l.gate, s.n2, &s.tgate, ctx);
-  linear_forward(s.up, l.up, s.n2, &s.tup, ctx);
+  linear_forward({{s.gate, l.gate, &s.tgate}, {s.up, l.up, &s.tup}}, s.n2, ctx);
   swiglu(s.s, s.gate, s.up);
 }
 
@@ -109,20 +106,19 @@ DecoderSaved take_saved(const DecoderLayer& l, const DecoderKept& kept, const Co
 void decoder_forward(Tensor y, const DecoderLayer& l, DecoderSaved& s, const Context& ctx) {
   attention_half(l, s, ctx);
   mlp_input(l, s, ctx);
-  linear_forward(y, l.down, s.s, &s.tdown, ctx, s.h);
+  linear_forward({{y, l.down, &s.tdown, s.h}}, s.s, ctx);
 }
 
 void decoder_recompute(const DecoderLayer& l, DecoderSaved& s, bool attention_kept, const Context& ctx) {
   if (attention_kept) {
     rmsnorm(s.n1, s.rstd1, s.x, l.input_norm.value, l.eps);
-    for (const auto& [linear, saved] : {std::pair(&l.q, &s.tq), std::pair(&l.k, &s.tk), std::pair(&l.v, &s.tv)})
-      linear_forward_adapter(*linear, s.n1, *saved, ctx);
-    linear_forward_adapter(l.o, s.a, s.to, ctx);
+    linear_forward_adapters({{{}, l.q, &s.tq}, {{}, l.k, &s.tk}, {{}, l.v, &s.tv}}, s.n1, ctx);
+    linear_forward_adapters({{{}, l.o, &s.to}}, s.a, ctx);
   } else {
     attention_half(l, s, ctx);
   }
   mlp_input(l, s, ctx);
-  linear_forward_adapter(l.down, s.s, s.tdown, ctx);
+  linear_forward_adapters({{{}, l.down, &s.tdown}}, s.s, ctx);
 }
 
 void decoder_backward(Tensor dx, const DecoderLayer& l, const DecoderSaved& s, const Context& ctx) {

@@ -29,10 +29,17 @@ struct LinearSaved {
   Tensor t;  // (rows, r) = scale * dropout(x) A^T; empty without adapter
 };
 
-// y (rows, out) = linear(x (rows, in)) [+ addend (rows, out)]. saved may be null (nothing is kept).
-void linear_forward(Tensor y, const Linear&, Tensor x, LinearSaved* saved, const Context&, Tensor addend = {});
-// Only saved->t, for a recompute that does not need y.
-void linear_forward_adapter(const Linear&, Tensor x, LinearSaved& saved, const Context&);
+// One of the layers that read the same x (rows, in): y (rows, out) = layer(x) [+ addend (rows, out)].
+struct LinearCall {
+  Tensor y;
+  const Linear& layer;
+  LinearSaved* saved;  // may be null: nothing is kept
+  Tensor addend = {};
+};
+// At most 4. What their adapters form of x is formed together.
+void linear_forward(std::initializer_list<LinearCall>, Tensor x, const Context&);
+// Only their saved->t, for a recompute that does not need y.
+void linear_forward_adapters(std::initializer_list<LinearCall>, Tensor x, const Context&);
 
 // A linear layer seen from behind.
 struct LinearGradient {

@@ -32,7 +32,7 @@ TEST_P(LinearGradients, MatchFiniteDifferences) {
   check.inputs = trainable.values, check.gradients = trainable.gradients;
   check.inputs.push_back(x), check.gradients.push_back(dx);
   check.out = y;
-  check.forward = [&] { linear_forward(y, l, x, &saved, ctx); };
+  check.forward = [&] { linear_forward({{y, l, &saved}}, x, ctx); };
   check.backward = [&](Tensor dy) {
     trainable.zero();
     linear_backward(dx, false, {{l, dy, saved}}, x, ctx);
@@ -58,7 +58,7 @@ TEST_P(LinearTest, GradientsOfParametersAccumulateAndThatOfXOverwrites) {
   const Tensor x = t.memory.random(Dtype::f32, {4, 6}, 2), y = t.memory.zeros(Dtype::f32, {4, 5}),
                dy = t.memory.random(Dtype::f32, {4, 5}, 3), dx = t.memory.random(Dtype::f32, {4, 6}, 4);
   LinearSaved saved = take_saved(l, 4, ctx);
-  linear_forward(y, l, x, &saved, ctx);
+  linear_forward({{y, l, &saved}}, x, ctx);
   linear_backward(dx, false, {{l, dy, saved}}, x, ctx);
   Trainable trainable(l);
   std::vector<std::vector<double>> once;
@@ -97,7 +97,7 @@ TEST_P(LinearTest, Nf4BaseIsItsDecodedMatrix) {
                  y = t.memory.zeros(Dtype::f32, {3, 8}), dy = t.memory.random(Dtype::f32, {3, 8}, 7),
                  dx = t.memory.zeros(Dtype::f32, {3, 64});
     decode(w, codes, t.memory.zeros(Dtype::f32, {8}));
-    linear_forward(y, l, x, nullptr, ctx);
+    linear_forward({{y, l, nullptr}}, x, ctx);
     linear_backward(dx, false, {{l, dy, {}}}, x, ctx);
     const std::vector<double> ws = to_doubles(w), xs = to_doubles(x), dys = to_doubles(dy);
     std::vector<double> wanted(24, 0), wanted_dx(192, 0);
@@ -119,15 +119,15 @@ TEST_P(LinearTest, DropoutBelongsToTheSample) {
   const Linear l = t.linear("v", 5, 6, 1, false, false, 2, 0.5f);
   const Tensor x = t.memory.random(Dtype::f32, {14, 6}, 2), y = t.memory.zeros(Dtype::f32, {14, 5}),
                still = t.memory.zeros(Dtype::f32, {14, 5});
-  linear_forward(still, l, x, nullptr, ctx);
+  linear_forward({{still, l, nullptr}}, x, ctx);
   ctx.training = true;
-  linear_forward(y, l, x, nullptr, ctx);
+  linear_forward({{y, l, nullptr}}, x, ctx);
   EXPECT_NE(to_doubles(y), to_doubles(still));
   Context second = t.context(1, 7, 4);
   second.training = true;
   second.row_keys = t.memory.of(Dtype::i64, {1}, {101});
   const Tensor alone = t.memory.zeros(Dtype::f32, {7, 5});
-  linear_forward(alone, l, x.rows_from(7, 7), nullptr, second);
+  linear_forward({{alone, l, nullptr}}, x.rows_from(7, 7), second);
   EXPECT_EQ(to_doubles(alone), to_doubles(y.rows_from(7, 7)));
 }
 

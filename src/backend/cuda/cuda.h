@@ -32,6 +32,11 @@ class CudaBackend final : public Backend {
 
   void gemm(const Product&) override;
 
+  bool drops_inside(std::span<const AdapterProduct>) const override;
+  void adapters(std::span<const AdapterProduct>, Tensor x, Tensor room) override;
+  void adapters_backward(std::span<const AdapterProduct>, Tensor x, Tensor room) override;
+  void adapters_input_gradient(Tensor dx, std::span<const AdapterProduct>, Tensor room) override;
+
   void convert(Tensor out, Tensor x) override;
   void add(Tensor out, Tensor x, Tensor y) override;
   void accumulate(Tensor sum, Tensor x) override;

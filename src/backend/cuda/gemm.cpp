@@ -1,6 +1,7 @@
 // Sums of products: one after the other into c, by the library; or whole, by a kernel of our own, where c has few rows.
 #include <algorithm>
 
+#include "backend/cuda/adapters.h"
 #include "backend/cuda/codebook4.h"
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/gemm_parts.h"
@@ -29,6 +30,20 @@ const void* values_of(Device& device, const Factor& f, Dtype dtype, std::byte* r
   return f.dense.data;
 }
 
+bool in_packs(Tensor t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
+
+// How many of the first terms, if more than one, are adapters' gradients of one input: t a with narrow t. They become `narrow`.
+int narrow_terms(AdapterProduct (&narrow)[AdapterProduct::most], const Product& p, const Term* const* terms, int count) {
+  int n = 0;
+  const bool packs = !p.transpose_a && !p.transpose_b && in_packs(p.c) && in_packs(p.addend);
+  while (packs && n < std::min(count, AdapterProduct::most) && !terms[n]->b.is_codes()) {
+    narrow[n] = {terms[n]->a, terms[n]->b.dense, {}, 1, {}};
+    if (!joins_adapters({narrow, size_t(n + 1)})) break;
+    ++n;
+  }
+  return n > 1 ? n : 0;
+}
+
 bool same_place(Tensor a, Tensor b) { return a.data == b.data; }
 
 }  // namespace
@@ -44,11 +59,17 @@ void CudaBackend::gemm(const Product& p) {
   w.shape = {p.c.rows(), p.c.cols(), 0, p.transpose_a, p.transpose_b, p.term[0].a.dtype, p.c.dtype};
   w.c = p.c.data, w.alpha = p.alpha, w.beta = float(p.accumulate) + float(addend_is_c || takes_addend);
   w.add = takes_addend ? p.addend.data : p.c.data;
-  const bool takes_bias = count > 0 && CUDA_SIDE::takes_bias(w.shape) && reinterpret_cast<uintptr_t>(p.bias.data) % 16 == 0;
+  AdapterProduct narrow[AdapterProduct::most];
+  const int joined = narrow_terms(narrow, p, terms, count);
+  const bool takes_bias = count > joined && CUDA_SIDE::takes_bias(w.shape) && in_packs(p.bias);
   if (count == 0 && w.beta == 0) fill_zero(p.c);
-  if (count > 0 && !matmuls_) matmuls_ = open_matmuls();
+  if (count > joined && !matmuls_) matmuls_ = open_matmuls();
   std::byte* const room = scratch(product_scratch(p));
-  for (int i = 0; i < count; ++i) {
+  if (joined) {
+    adapters_sum(*device_, p.c, {narrow, size_t(joined)}, p.alpha, w.beta, w.add);
+    w.beta = 1, w.add = p.c.data;
+  }
+  for (int i = joined; i < count; ++i) {
     w.shape.k = depth(p, *terms[i]);
     w.a = terms[i]->a.data, w.b = values_of(*device_, terms[i]->b, w.shape.in, room + matmul_workspace);
     if (i == count - 1 && takes_bias) w.bias = p.bias.data;
