@@ -23,9 +23,10 @@
 
 namespace tessera {
 
-// What a device does beside its operations runs in lanes: copies, and exchanges between ranks. The calls of a lane run in call order; what
-// stands in two lanes is ordered by moments alone.
-enum class Lane { compute, copies, exchange };
+// What a device does beside its operations runs in lanes: copies to it and copies from it, which a bus carries at the same time, and
+// exchanges between ranks. The calls of a lane run in call order; what stands in two lanes is ordered by moments alone.
+enum class Lane { compute, to_device, to_host, exchange };
+constexpr Lane all_lanes[] = {Lane::compute, Lane::to_device, Lane::to_host, Lane::exchange};
 using Moment = uint64_t;  // the end of all that a lane was given until then; 0: has passed
 
 class Backend {
@@ -60,8 +61,9 @@ class Backend {
   // --- order: for a device that works while the host goes on; the CPU does everything at once -------------------------------------
   virtual Moment now(Lane) { return 0; }  // of all given to this lane so far
   virtual void wait(Lane, Moment) {}      // what the lane is given from here on starts after it
-  virtual void copy_beside(void* to, const void* from, size_t bytes) { copy(to, from, bytes); }  // in Lane::copies; both must live on
-  virtual void finish() {}                                                                       // the host waits for all lanes
+  // In Lane::to_device when `to` is memory of the device, else in Lane::to_host; both must live on.
+  virtual void copy_beside(void* to, const void* from, size_t bytes) { copy(to, from, bytes); }
+  virtual void finish() {}                        // the host waits for all lanes
   virtual void* native(Lane) { return nullptr; }  // the lane as the device's libraries name it: cudaStream_t
 
   // --- products -----------------------------------------------------------------------------------------------------------------

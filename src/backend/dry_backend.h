@@ -9,7 +9,8 @@ namespace tessera {
 class DryBackend final : public Backend {
  public:
   explicit DryBackend(bool gpu = false) : gpu_(gpu) {}
-  double copied() const { return copied_; }  // bytes in Lane::copies
+  double copied_to_device() const { return to_device_; }  // bytes in Lane::to_device
+  double copied_to_host() const { return to_host_; }      // bytes in Lane::to_host
 
   std::string describe() const override { return "dry"; }
   int threads() const override { return 1; }
@@ -22,7 +23,7 @@ class DryBackend final : public Backend {
   bool on_device(const void*) const override;
   bool host_can_read() const override { return !gpu_; }
   Buffer reserve_pinned(size_t bytes, const char* what) override;
-  void copy_beside(void*, const void*, size_t bytes) override { copied_ += double(bytes); }
+  void copy_beside(void* to, const void*, size_t bytes) override { (on_device(to) ? to_device_ : to_host_) += double(bytes); }
 
   void gemm(const Product&) override;
   bool drops_inside(std::span<const AdapterProduct>) const override;
@@ -59,7 +60,7 @@ class DryBackend final : public Backend {
   void need_scratch(size_t bytes);
 
   const bool gpu_;
-  double copied_ = 0;
+  double to_device_ = 0, to_host_ = 0;
   size_t scratch_ = 0;
   Charge scratch_charge_;
 };

@@ -224,7 +224,9 @@ void print(const PlanOptions& o, const TrainConfig& c, const Plan& p, const std:
   if (!p.machine.own_memory)
     line(str("node     ", human_bytes(p.needed() * size_t(here)), " for its ", here, here == 1 ? " rank" : " ranks"));
   line(str("work     ", human_count(p.flops), "FLOP and ", human_bytes(size_t(p.bytes_moved)), " moved per rank and step"));
-  if (p.copied > 0) line(str("copies   ", human_bytes(size_t(p.copied)), " between host and device per rank and step, while it computes"));
+  if (p.copied_to_device > 0)
+    line(str("copies   ", human_bytes(size_t(p.copied_to_device)), " from the host and ", human_bytes(size_t(p.copied_to_host)),
+             " to it per rank and step, while it computes"));
   if (p.machine.ranks > 1)
     line(str("exchange each rank receives ", human_bytes(size_t(p.gathered)), " of weights, while it computes, and ",
              human_bytes(size_t(p.reduced)), " of gradients per step"));

@@ -4,7 +4,7 @@
 // A call with device memory is given to Lane::exchange, after all that Lane::compute was given before it, and returns at once:
 //   all_gather, all_gather_from, broadcast: complete with backend.now(Lane::exchange); who uses the buffer waits for that.
 //   reduce_scatter: `sum` belongs to Lane::compute, which itself waits for what is exchanged; x may be written by Lane::compute at once.
-// What Lane::copies has still to write must have been waited for by Lane::compute or Lane::exchange.
+// What copies beside have still to write or to read of it must have been waited for by Lane::compute or Lane::exchange.
 // Sums are in rank order, the same bits as those of every other kind of group.
 // Threads: as the backend, one thread at a time for a backend and all device groups on it.
 #pragma once

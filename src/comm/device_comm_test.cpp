@@ -182,6 +182,24 @@ TEST_P(DeviceComm, SplitGroups) {
   });
 }
 
+// A copy to the host that the compute lane or the exchange lane has waited for reads what stood there before the exchange.
+TEST_P(DeviceComm, CopiesThatWereWaitedForComeFirst) {
+  for (const Lane waits : {Lane::compute, Lane::exchange})
+    for (uint64_t seed = 1; seed <= 20; ++seed)
+      on_ranks(seed, [&](Rank& r) {
+        const size_t n = size_t(r.comm->size());
+        const std::vector<std::byte> start(n, std::byte(r.comm->rank()));
+        const Buffer b = r.filled(start), before = r.backend->reserve_pinned(n, "test");
+        r.backend->wait(Lane::to_host, r.backend->now(Lane::compute));
+        r.backend->copy_beside(before.data(), b.data(), n);
+        r.backend->wait(waits, r.backend->now(Lane::to_host));
+        const auto mine = std::byte(0xee);  // of the host: it is copied into its place first
+        r.comm->all_gather_from(b.data(), equal(1, r.comm->size()), &mine);
+        r.backend->finish();
+        EXPECT_TRUE(std::equal(start.begin(), start.end(), before.data())) << int(waits);
+      });
+}
+
 // A consumer that does not wait for the exchange lane reads old data, at least now and then.
 TEST_P(DeviceComm, AForgottenWaitShows) {
   if (GetParam().ranks == 1) GTEST_SKIP() << "skipped: nothing moves";

@@ -101,7 +101,8 @@ inline void FakeNccl::run(Group& g) {
   const std::vector<Op> ops = std::move(g.ops);
   g.ops.clear();
   if (faults.nothing_moves) return;
-  g.backend.wait(Lane::copies, g.backend.now(Lane::exchange));
+  g.backend.wait(Lane::to_host, g.backend.now(Lane::exchange));
+  g.backend.wait(Lane::to_device, g.backend.now(Lane::exchange));
   for (const Op& op : ops) {
     if (op.kind == Op::receive || (op.kind == Op::broadcast && op.peer != g.rank)) continue;
     Message m{op.kind, g.rank, op.kind == Op::send ? op.peer : -1, std::vector<std::byte>(op.bytes)};
@@ -128,7 +129,7 @@ inline void FakeNccl::run(Group& g) {
     else if (op.kind != Op::send)
       g.backend.copy_beside(op.to, take(op.kind == Op::receive ? Op::send : op.kind, op.peer, op.bytes), op.bytes);
   }
-  g.backend.wait(Lane::exchange, g.backend.now(Lane::copies));
+  g.backend.wait(Lane::exchange, g.backend.now(Lane::to_device));
   meet(g.meeting);
   if (g.rank == 0) g.meeting.messages.clear();
   meet(g.meeting);

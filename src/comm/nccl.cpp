@@ -144,10 +144,10 @@ void NcclComm::exchange(Give give) {
 const std::byte* NcclComm::brought_here(std::byte* place, const std::byte* mine, size_t bytes) {
   if (bytes == 0) return place;
   if (backend_.on_device(mine)) return mine;
-  backend_.wait(Lane::copies, backend_.now(Lane::compute));
-  backend_.wait(Lane::copies, backend_.now(Lane::exchange));
+  backend_.wait(Lane::to_device, backend_.now(Lane::compute));
+  backend_.wait(Lane::to_device, backend_.now(Lane::exchange));
   backend_.copy_beside(place, mine, bytes);
-  backend_.wait(Lane::exchange, backend_.now(Lane::copies));
+  backend_.wait(Lane::exchange, backend_.now(Lane::to_device));
   return place;
 }
 

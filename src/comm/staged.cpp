@@ -17,10 +17,10 @@ std::byte* StagedComm::stage(size_t bytes) {
 
 // What is written now is read by nothing that any lane was given before.
 void StagedComm::begin_return() {
-  backend_.wait(Lane::copies, backend_.now(Lane::compute));
-  backend_.wait(Lane::copies, backend_.now(Lane::exchange));
+  backend_.wait(Lane::to_device, backend_.now(Lane::compute));
+  backend_.wait(Lane::to_device, backend_.now(Lane::exchange));
 }
-void StagedComm::end_return() { backend_.wait(Lane::exchange, backend_.now(Lane::copies)); }
+void StagedComm::end_return() { backend_.wait(Lane::exchange, backend_.now(Lane::to_device)); }
 
 void StagedComm::all_gather(std::byte* buffer, std::span<const Range> parts) {
   if (!backend_.on_device(buffer)) return host_.all_gather(buffer, parts);

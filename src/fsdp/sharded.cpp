@@ -51,9 +51,9 @@ void Sharded::Impl::add_up(Unit& u, Tensor gradient) {
 
 // Ahead of its use, after all that was computed with what the slot held before.
 void Sharded::Impl::copy_frozen(Slot& slot, const Unit& u) {
-  backend.wait(Lane::copies, backend.now(Lane::compute));
+  backend.wait(Lane::to_device, backend.now(Lane::compute));
   backend.copy_beside(slot.memory.data(), window.data() + u.frozen_at + stays(u), u.size.frozen_bytes - stays(u));
-  slot.moment = backend.now(Lane::copies);
+  slot.moment = backend.now(Lane::to_device);
 }
 
 // On a host: on the mover's thread.

@@ -12,7 +12,7 @@
 // prefetch runs on a thread of its own with its own Comm, while this thread computes. Not thread-safe otherwise.
 //
 // On a device (Backend::host_can_read() is false) all of it is device memory, the group must take such memory, and prefetch gives the work
-// to a lane of the device: Lane::exchange, or Lane::copies for frozen bytes that stand on the host. What acquire() returns is there for
+// to a lane of the device: Lane::exchange, or Lane::to_device for frozen bytes that stand on the host. What acquire() returns is there for
 // everything Lane::compute is given from then on. A slot that is filled again waits for all that Lane::compute was given before.
 #pragma once
 #include <cstddef>

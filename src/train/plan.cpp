@@ -99,7 +99,7 @@ void DryRun::step() {
 
 Plan DryRun::go() {
   step();
-  const double copied = dry.copied();
+  const double to_device = dry.copied_to_device(), to_host = dry.copied_to_host();
   if (!config.eval_dataset.empty()) model.pass.evaluate(batch);
   // Two micro-batches were run; the optimizer's part is small beside them.
   const double scale = double(config.gradient_accumulation_steps) / 2;
@@ -119,9 +119,10 @@ Plan DryRun::go() {
   if (machine.gpu()) plan.host_phases = backend.host_ledger().peaks(), plan.host_peak = backend.host_ledger().peak();
   plan.arena = model.arena.high_water() + (machine.gpu() ? plan_gpu_odd_batches : 0);
   plan.tokens = config.batch_size * config.context_length * config.gradient_accumulation_steps * machine.ranks;
-  plan.copied = scale * copied;
+  plan.copied_to_device = scale * to_device, plan.copied_to_host = scale * to_host;
   plan.compute_seconds = plan.step_seconds = scale * seconds_of(average, machine.speed);
-  if (machine.bytes_copied > 0) plan.step_seconds = std::max(plan.step_seconds, plan.copied / machine.bytes_copied);
+  if (machine.bytes_copied > 0)
+    plan.step_seconds = std::max(plan.step_seconds, std::max(plan.copied_to_device, plan.copied_to_host) / machine.bytes_copied);
   if (machine.bytes_received > 0)
     plan.step_seconds = std::max(plan.step_seconds, plan.gathered / machine.bytes_received) + plan.reduced / machine.bytes_received;
   return std::move(plan);

@@ -23,7 +23,7 @@ struct PlanMachine {
   size_t rows = 0;             // bytes of the data's rows, of which every rank has a copy
   ProfileLimits speed;         // of a rank; 0: unknown
   double bytes_received = 0;   // per second, by a rank from the others; 0: unknown
-  double bytes_copied = 0;     // per second, by a device from its host; 0: unknown
+  double bytes_copied = 0;     // per second, between a device and its host, each way; 0: unknown
   bool gpu() const { return device != "cpu"; }
   int ranks_of_node() const { return (ranks + nodes - 1) / nodes; }
 };
@@ -56,7 +56,8 @@ struct Plan {
   int64_t tokens = 0;                            // of a step, all ranks
   double flops = 0, bytes_moved = 0;             // of a step, this rank
   double gathered = 0, reduced = 0;              // bytes this rank receives in a step; gathers run beside the computation
-  double copied = 0;                             // bytes between device and host in a step, beside the computation
+  double copied_to_device = 0;                   // bytes from the host in a step, beside the computation
+  double copied_to_host = 0;                     // likewise; the two ways do not wait for each other
   double compute_seconds = 0, step_seconds = 0;  // 0: speeds unknown
   size_t constant() const { return machine.gpu() ? plan_gpu_constant + plan_gpu_odd_batches : plan_constant; }
   size_t needed() const { return peak + constant() + (machine.gpu() ? 0 : machine.rows); }

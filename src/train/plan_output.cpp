@@ -80,7 +80,8 @@ std::string plan_json(const TrainConfig& c, const Plan& p) {
                     {"bytes_moved_per_step", p.bytes_moved},
                     {"bytes_gathered_per_step", p.gathered},
                     {"bytes_reduced_per_step", p.reduced},
-                    {"bytes_copied_per_step", p.copied},
+                    {"bytes_copied_to_device_per_step", p.copied_to_device},
+                    {"bytes_copied_to_host_per_step", p.copied_to_host},
                     {"compute_seconds_per_step", p.compute_seconds},
                     {"seconds_per_step", p.step_seconds}};
   return out.dump(1) + "\n";

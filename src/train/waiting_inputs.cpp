@@ -30,17 +30,17 @@ void WaitingInputs::send(int layer) {
   Place& p = place_of(layer);
   assert(p.layer == layer);
   if (layer + 2 >= layers_) return;  // nothing takes its place
-  backend_.wait(Lane::copies, backend_.now(Lane::compute));
+  backend_.wait(Lane::to_host, backend_.now(Lane::compute));
   backend_.copy_beside(host_.data() + size_t(layer) * bytes_, p.input.data, p.input.bytes());
-  p.moved = backend_.now(Lane::copies);
+  p.moved = backend_.now(Lane::to_host);
 }
 
 void WaitingInputs::fetch(int layer) {
   Place& p = place_of(layer);
   if (p.layer == layer) return;
-  backend_.wait(Lane::copies, backend_.now(Lane::compute));
+  backend_.wait(Lane::to_device, backend_.now(Lane::compute));
   backend_.copy_beside(p.input.data, host_.data() + size_t(layer) * bytes_, p.input.bytes());
-  p.moved = backend_.now(Lane::copies);
+  p.moved = backend_.now(Lane::to_device);
   p.layer = layer;
 }
 

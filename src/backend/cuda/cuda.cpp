@@ -55,11 +55,11 @@ void CudaBackend::wait(Lane lane, Moment m) { CUDA_SIDE::wait(*device_, lane, m)
 void* CudaBackend::native(Lane lane) { return CUDA_SIDE::native(*device_, lane); }
 
 void CudaBackend::copy_beside(void* to, const void* from, size_t bytes) {
-  if (bytes) CUDA_SIDE::copy(*device_, Lane::copies, to, from, bytes);
+  if (bytes) CUDA_SIDE::copy(*device_, on_device(to) ? Lane::to_device : Lane::to_host, to, from, bytes);
 }
 
 void CudaBackend::finish() {
-  for (const Lane lane : {Lane::compute, Lane::copies, Lane::exchange}) CUDA_SIDE::finish(*device_, lane);
+  for (const Lane lane : all_lanes) CUDA_SIDE::finish(*device_, lane);
 }
 
 std::byte* CudaBackend::scratch(size_t bytes) {

@@ -14,7 +14,7 @@
 namespace tessera::CUDA_SIDE {
 namespace {
 
-constexpr int lanes = 3;
+constexpr size_t lanes = std::size(all_lanes);
 constexpr size_t ring = 256;                      // events of a lane; an old moment is waited for by a newer one in its place
 constexpr size_t staging_half = size_t(4) << 20;  // of pageable host memory on its way to the device; there are two halves
 constexpr size_t most_staged = size_t(1) << 20;   // larger copies wait for their end

@@ -175,18 +175,35 @@ int value_after(bool waits, uint64_t seed) {
   int read = 0;
   std::memcpy(pinned.data(), &one, sizeof one);
   backend->copy_beside(memory.data(), pinned.data(), sizeof one);
-  if (waits) backend->wait(Lane::compute, backend->now(Lane::copies));
+  if (waits) backend->wait(Lane::compute, backend->now(Lane::to_device));
   backend->copy(&read, memory.data(), sizeof read);
   return read;
 }
 
+// To the device and back beside: each way has a lane of its own.
+int value_back(bool waits, uint64_t seed) {
+  const auto backend = make_test_backend("cuda_host", 1, seed);
+  const Buffer memory = backend->allocate(sizeof(int), "number"), pinned = backend->reserve_pinned(2 * sizeof(int), "numbers");
+  const int one = 1;
+  int read = 0;
+  std::memcpy(pinned.data(), &one, sizeof one);
+  backend->copy_beside(memory.data(), pinned.data(), sizeof one);
+  if (waits) backend->wait(Lane::to_host, backend->now(Lane::to_device));
+  backend->copy_beside(pinned.data() + sizeof one, memory.data(), sizeof one);
+  backend->finish();
+  std::memcpy(&read, pinned.data() + sizeof one, sizeof read);
+  return read;
+}
+
 TEST(HostLanes, OnlyMomentsOrderThem) {
-  int old = 0;
-  for (uint64_t seed = 0; seed < 20; ++seed) {
-    EXPECT_EQ(value_after(true, seed), 1);
-    old += value_after(false, seed) == 0;
+  for (const auto value : {value_after, value_back}) {
+    int old = 0;
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      EXPECT_EQ(value(true, seed), 1);
+      old += value(false, seed) == 0;
+    }
+    EXPECT_GT(old, 0);
   }
-  EXPECT_GT(old, 0);
 }
 
 TEST(HostLanes, TheHostCannotTouchDeviceMemory) {

@@ -10,6 +10,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <span>
 
 #include "backend/cuda/runtime.h"
 #include "backend/cuda_host/kernel.h"
@@ -21,8 +22,6 @@
 namespace tessera::cuda_host {
 namespace {
 
-constexpr int lanes = 3;
-const std::vector<Lane> all_lanes{Lane::compute, Lane::copies, Lane::exchange};
 constexpr size_t most_waiting = 20000;  // tasks of all lanes
 
 struct Task {
@@ -64,7 +63,7 @@ struct Device {
   explicit Device(uint64_t seed) : rng(seed, Purpose::shuffle, "lanes") {}
   Rng rng;
   uint64_t steps = 0, kernels = 0;
-  std::array<LaneState, lanes> lane;
+  std::array<LaneState, std::size(all_lanes)> lane;
   int open = 0;
 
   LaneState& at(Lane l) { return lane[size_t(l)]; }
@@ -75,7 +74,7 @@ struct Device {
       if (range.second == this) mprotect(const_cast<std::byte*>(begin), std::max<size_t>(range.first, 1), protection);
   }
   bool step();
-  void run_until_empty(const std::vector<Lane>&);
+  void run_until_empty(std::span<const Lane>);
 };
 
 // One task of a lane that can go on.
@@ -92,7 +91,7 @@ bool Device::step() {
   return true;
 }
 
-void Device::run_until_empty(const std::vector<Lane>& wanted) {
+void Device::run_until_empty(std::span<const Lane> wanted) {
   const auto left = [&] { return std::any_of(wanted.begin(), wanted.end(), [&](Lane l) { return !at(l).tasks.empty(); }); };
   if (!left()) return;
   if (open++ == 0) protect(PROT_READ | PROT_WRITE);
@@ -217,7 +216,7 @@ void wait(Device& d, Lane lane, Moment m) {
   ++l.given;
 }
 
-void finish(Device& d, Lane lane) { d.run_until_empty({lane}); }
+void finish(Device& d, Lane lane) { d.run_until_empty({&lane, 1}); }
 void* native(Device&, Lane) { return nullptr; }
 
 void copy(Device& d, Lane lane, void* to, const void* from, size_t bytes) {
