@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "backend/dry_backend.h"
 #include "testing/on_every_device.h"
 
 namespace tessera {
@@ -94,6 +95,42 @@ TEST_P(DeviceScratch, FusedProductsAreTheirSums) {
         backend->gemm(p);
         expect_close(p.c, wanted, out == Dtype::f32 ? 1e-5 : tolerance, "fused");
       }
+}
+
+// The device takes what the plan counts, also where a kernel of our own has no use for the sizes, and where there are more pieces than one.
+TEST_P(DeviceScratch, OfAdaptersIsWhatADeviceTakes) {
+  if (backend->host_can_read()) GTEST_SKIP() << "the CPU has no such piece";
+  for (const auto& [m, k, r] : {std::tuple<int64_t, int64_t, int64_t>(3, 40, 8), {70, 1100, 16}, {1100, 24, 64}, {20, 40, 5}, {9, 37, 8}})
+    for (const int operation : {0, 1, 2}) {
+      const auto alone = make_test_backend(GetParam().device, 1);
+      DryBackend dry(true);
+      TestMemory own(*alone), planned(dry);
+      const auto run = [&](Backend& b, TestMemory& room) {
+        const size_t before = b.ledger().used();
+        std::vector<AdapterProduct> all;
+        for (int i = 0; i < 3; ++i)
+          all.push_back({room.zeros(dtype, {m, r}), room.zeros(dtype, {r, k}), room.zeros(Dtype::f32, {r, k}), 1, {}});
+        const Tensor x = room.zeros(dtype, {m, k});
+        if (operation == 0) b.adapters(all, x, {});
+        if (operation == 1) b.adapters_backward(all, x, {});
+        if (operation == 2) b.adapters_input_gradient(x, all, {});
+        EXPECT_EQ(b.drops_inside(all), dtype != Dtype::f32 && r % 8 == 0 && k % 8 == 0);
+        return b.ledger().used() - before;
+      };
+      EXPECT_EQ(run(*alone, own), run(dry, planned)) << m << " " << k << " " << r << " operation " << operation;
+    }
+}
+
+// Enough blocks of threads for a large GPU from a small matrix, and no piece that is smaller than what it costs.
+TEST(AdapterPieces, AreChosenBySizesAlone) {
+  EXPECT_EQ(adapter_pieces(8192, 4096), 2);
+  EXPECT_EQ(adapter_pieces(2048, 4096), 8);
+  EXPECT_EQ(adapter_pieces(2048, 1024), 2);
+  EXPECT_EQ(adapter_pieces(1, 100), 1);
+  EXPECT_EQ(adapter_pieces(100000, 4096), 1);
+  EXPECT_EQ(adapter_backward_pieces(8192, 4096), 8);
+  EXPECT_EQ(adapter_backward_pieces(8192, 14336), 3);
+  EXPECT_EQ(adapter_backward_pieces(100, 14336), 1);
 }
 
 // Where c is rounded after each term, what an adapter adds goes first: the error is that of one rounding.

@@ -109,7 +109,10 @@ void ProfilingBackend::adapters(std::span<const AdapterProduct> all, Tensor x, T
   timed(adapter_products("adapters", all, x), [&] { owned_->adapters(all, x, room); });
 }
 void ProfilingBackend::adapters_backward(std::span<const AdapterProduct> all, Tensor x, Tensor room) {
-  timed(adapter_products("adapters_backward", all, x), [&] { owned_->adapters_backward(all, x, room); });
+  Operation o = adapter_products("adapters_backward", all, x);
+  o.accumulates = true;
+  for (const AdapterProduct& p : all) o.bytes += bytes_of({p.da, p.da});
+  timed(o, [&] { owned_->adapters_backward(all, x, room); });
 }
 void ProfilingBackend::adapters_input_gradient(Tensor dx, std::span<const AdapterProduct> all, Tensor room) {
   Operation o = adapter_products("adapters_input_gradient", all, dx);

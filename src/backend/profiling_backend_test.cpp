@@ -219,9 +219,41 @@ std::vector<Call> attention_calls() {
            }}};
 }
 
+// Of two adapters of rank 3 on x (10, 20), the second with dropout: t 120 bytes each, a and da 240, x 800.
+struct Adapted {
+  explicit Adapted(TestMemory& m) : x(m.random(f32, {10, 20}, 1)), room(m.zeros(f32, {10, 20})) {
+    for (const uint64_t i : {0, 1}) {
+      const Drop drop = i ? Drop{m.zeros(Dtype::i64, {2}), 77, 0.4f} : Drop{};
+      all.push_back({m.random(f32, {10, 3}, 2 + i), m.random(f32, {3, 20}, 4 + i), m.random(f32, {3, 20}, 6 + i), 0.5f, drop});
+    }
+  }
+  Tensor x, room;
+  std::vector<AdapterProduct> all;
+};
+
+std::vector<Call> adapter_calls() {
+  return {{"adapters", 800 + 2 * (120 + 240),
+           [](TestMemory& m, Backend& b) {
+             const Adapted a(m);
+             b.adapters(a.all, a.x, a.room);
+             return std::vector{a.all[0].t, a.all[1].t};
+           }},
+          {"adapters_backward", 800 + 2 * (120 + 240 + 2 * 240),
+           [](TestMemory& m, Backend& b) {
+             const Adapted a(m);
+             b.adapters_backward(a.all, a.x, a.room);
+             return std::vector{a.all[0].da, a.all[1].da};
+           }},
+          {"adapters_input_gradient", 2 * 800 + 2 * (120 + 240), [](TestMemory& m, Backend& b) {
+             const Adapted a(m);
+             b.adapters_input_gradient(a.x, a.all, a.room);
+             return std::vector{a.x};
+           }}};
+}
+
 std::vector<Call> every_call() {
   std::vector<Call> all = moving_calls();
-  for (const auto& calls : {layer_calls(), attention_calls()}) all.insert(all.end(), calls.begin(), calls.end());
+  for (const auto& calls : {layer_calls(), attention_calls(), adapter_calls()}) all.insert(all.end(), calls.begin(), calls.end());
   return all;
 }
 
@@ -297,6 +329,16 @@ TEST(ProfilingBackend, AttentionCountsTheVisiblePairs) {
   EXPECT_EQ(flops(0), 4 * heads * width * (1 + 2 + 3 + 4 + 5));
   EXPECT_EQ(flops(1), 4 * heads * width * (1 + 2 + 3 + 3 + 3));
   EXPECT_EQ(flops(2), 10 * heads * width * 15);
+}
+
+TEST(ProfilingBackend, AdaptersAreOneOperation) {
+  const Operation o = recorded([&](TestMemory& m, Backend& b, Profile&) {
+    const Adapted a(m);
+    const ProfileStep step(1);
+    b.adapters(a.all, a.x, a.room);
+  });
+  EXPECT_EQ(o.shapes(), "10x20x3+3 dropout");
+  EXPECT_EQ(o.flops, 2 * 10 * 20 * 6);
 }
 
 TEST(ProfilingBackend, ProductOfTwoTerms) {
