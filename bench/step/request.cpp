@@ -22,6 +22,7 @@ FieldList step_fields(StepRequest& r) {
   fields.add("train_type", &c.train_type, "what trains").one_of({"full", "lora", "qlora"});
   fields.add("double_quant", &c.double_quant, "scales of a 4-bit base in 8 bits");
   fields.add("lora_rank", &c.lora_rank, "inner size of the adapters, on all linear layers").from(1);
+  fields.add("lora_dropout", &c.lora_dropout, "of their inputs").from(0).below(1);
   fields.add("precision", &c.precision, "of weights and activations").one_of({"bf16", "fp32"});
   fields.group("Step");
   fields.add("context_length", &c.context_length, "ids of a row").from(2);

@@ -1,7 +1,7 @@
 // Product: what Backend::gemm computes, a sum of matrix products with what is added to it on the way out.
 //   c (m, n) = [c] + alpha * sum over terms of op(a) (m, k) * op(b) (k, n) + bias + addend
-// The CPU rounds to c's dtype once. A GPU's library forms one term at a time, so there c is rounded after each, narrow terms first: what an
-// adapter adds is small, and so is its rounding.
+// The CPU rounds to c's dtype once. A library forms one term at a time (a GPU's; oneDNN, where it has matrix tiles), so there c is rounded
+// after each, narrow terms first: what an adapter adds is small, and so is its rounding.
 // A linear layer with an adapter is two terms: x W^T and t B^T. Its input gradient is two: dy W and dt A; layers that share an input add
 // theirs. All a and b of one product have one dtype T (f32 or bf16; a GPU takes f16 too); sums are f32.
 #pragma once
