@@ -48,7 +48,9 @@ StepProfile dry_step(const TrainConfig& c, Keeping keeping) {
     const ProfileStep step(1);
     model.sharded.zero_gradients();
     model.pass.train(batch, 1);
-    optimizer.step(1, c.lr, optimizer.gradient_norm());
+    const float norm = optimizer.gradient_norm();
+    model.pass.take_losses();
+    optimizer.step(1, c.lr, norm);
   }
   return profile.average();
 }

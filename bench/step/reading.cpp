@@ -61,10 +61,10 @@ void read_memory(Reading& out, Comm& comm, Backend& backend) {
 double step(LoadedModel& m, Optimizer& optimizer, const Batch& batch, int64_t number, double lr) {
   const double targets = double(sum_of(m.comm, batch.target_tokens));
   m.sharded.zero_gradients();
-  const double mine = m.pass.train(batch, float(1 / targets));
-  double sum = 0;
-  for (const double of_rank : gather_values(m.comm, mine)) sum += of_rank;
+  m.pass.train(batch, float(1 / targets));
   const float norm = optimizer.gradient_norm();
+  double sum = 0;
+  for (const double of_rank : gather_values(m.comm, m.pass.take_losses().at(0))) sum += of_rank;
   optimizer.step(number, lr, norm);
   m.backend.finish();
   return sum / targets;

@@ -168,6 +168,7 @@ LoadedModel::LoadedModel(const ModelRequest& r, Comm& c, Backend& b)
   const Charge scratch(b.host_ledger(), "scratch of loading", load_scratch(model) + staging.bytes());
   if (r.values) load_all(*this, staging);
   pass.keep(r.keeping);
+  if (r.micro_batches) pass.reserve(r.micro_batches, r.rows, r.length);
   if (r.rows_on_host && !b.host_can_read()) pass.keep_on_host(r.rows_on_host);
 }
 
@@ -202,6 +203,7 @@ ModelRequest model_request(const TrainConfig& c) {
   r.strategy = c.sharding_strategy;
   if (c.use_cpu_offload) r.frozen_place = FrozenPlace::host;
   if (c.use_activation_cpu_offload) r.rows_on_host = c.batch_size * c.context_length;
+  r.micro_batches = c.gradient_accumulation_steps, r.rows = c.batch_size, r.length = c.context_length;
   r.masters_on_host = c.optimizer_offload;
   r.seed = c.seed;
   return r;

@@ -30,6 +30,8 @@ struct ModelRequest {
   FrozenPlace frozen_place = FrozenPlace::automatic;
   Keeping keeping;               // of activations
   int64_t rows_on_host = 0;      // of a device: layers' inputs of so many tokens wait on the host; 0: none
+  int64_t micro_batches = 0;     // of a training step on a device, which finds room for them made; 0: it makes room
+  int64_t rows = 0, length = 0;  // of each of them at most; tokens of a row
   bool masters_on_host = false;  // of a device: masters and optimizer state live on the host, which updates them
   size_t arena_bytes = 0;        // room for them; 0: no limit, and on a device, which commits it at once, half of what is free
   bool values = true;            // false: nothing is read and no value is made; for the memory plan

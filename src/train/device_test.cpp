@@ -159,7 +159,7 @@ TEST_P(DeviceLaws, NotFiniteIsFoundInItsMemory) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) EXPECT_EQ(first_nonfinite(memory.of(dtype, {1000}, values)), 777);
 }
 
-// A micro-batch goes to the device in one copy, and one comes back at its end.
+// A micro-batch goes to the device in one copy, and its losses come back in one.
 TEST_P(DeviceLaws, OneCopyEachWay) {
   Profile profile(0);
   const auto comm = make_single_comm();
@@ -167,9 +167,11 @@ TEST_P(DeviceLaws, OneCopyEachWay) {
   LoadedModel m(TestModel::with_arena(request("qlora")), *comm, *backend);
   const Batch batch = tiny_batch();
   m.pass.train(batch, 1);  // the rope tables are made
+  m.pass.take_losses();
   {
     const ProfileStep step(1);
     m.pass.train(batch, 1);
+    m.pass.take_losses();
   }
   double copies = 0;
   for (const auto& row : profile.average().operations)

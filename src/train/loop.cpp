@@ -58,18 +58,17 @@ ScheduleOptions schedule_options(const TrainConfig& c, int64_t steps) {
   return {c.lr_scheduler, c.defaults, c.lr, steps, resolve_warmup(c.defaults, c.lr_scheduler, c.warmup_steps, c.warmup_ratio, steps)};
 }
 
-// What ranks tell each other after a micro-batch.
-struct MicroBatch {
-  double loss = 0;   // sum over its targets
-  int64_t stop = 0;  // this rank was asked to stop
-};
-std::vector<MicroBatch> gather_micro_batches(Comm& comm, MicroBatch mine) {
-  std::vector<MicroBatch> all(size_t(comm.size()));
+// Of all micro-batches of a step, in their order. Every rank has the same number of them.
+std::vector<double> gather_losses(Comm& comm, const std::vector<double>& mine) {
+  const size_t ranks = size_t(comm.size()), bytes = mine.size() * sizeof(double);
+  std::vector<double> by_rank(ranks * mine.size()), out;
   std::vector<Range> parts;
-  for (size_t r = 0; r < all.size(); ++r) parts.push_back({r * sizeof mine, (r + 1) * sizeof mine});
-  all[size_t(comm.rank())] = mine;
-  comm.all_gather(reinterpret_cast<std::byte*>(all.data()), parts);
-  return all;
+  for (size_t r = 0; r < ranks; ++r) parts.push_back({r * bytes, (r + 1) * bytes});
+  std::copy(mine.begin(), mine.end(), by_rank.begin() + std::ptrdiff_t(size_t(comm.rank()) * mine.size()));
+  comm.all_gather(reinterpret_cast<std::byte*>(by_rank.data()), parts);
+  for (size_t i = 0; i < mine.size(); ++i)
+    for (size_t r = 0; r < ranks; ++r) out.push_back(by_rank[r * mine.size() + i]);
+  return out;
 }
 
 // On another number of ranks a resumed run keeps the micro-batches of a step.
@@ -93,6 +92,7 @@ struct Run {
   CheckpointManifest facts(const ProgramFacts&) const;
   void describe() const;
   std::optional<StepRecord> step(int64_t number);
+  void stop_if_asked();
   std::string skip(const NonfiniteStep&);
   double evaluate_now(int64_t done);
   bool due(const std::string& strategy, int64_t steps) const;
@@ -185,7 +185,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const Ma
   check_output_folder(c);
   check_saving(c);
   facts_ = facts(program);
-  ModelRequest request = model_request(c);
+  ModelRequest request = model_request(config_);
   if (resumed_) start_where_it_stood(request);
   PlanMachine machine = this_machine(comm, *backend_);
   machine.rows = bytes_of_rows(int64_t(data_.size()), data_.report().tokens);
@@ -244,6 +244,9 @@ void Run::start_where_it_stood(ModelRequest& request) {
   facts_.best_eval_loss = then.best_eval_loss;
 }
 
+// The host's exchange: it waits for no device.
+void Run::stop_if_asked() { stopping_ = sum_of(comm_, int64_t(stop_requested.load())) > 0 || stopping_; }
+
 // Nothing when the run was asked to stop in the middle of the step: then values and place in the data are those before it.
 std::optional<StepRecord> Run::step(int64_t number) {
   const ProfileStep profile(number);
@@ -257,20 +260,17 @@ std::optional<StepRecord> Run::step(int64_t number) {
   r.target_tokens = sum_of(comm_, targets);
   r.tokens = sum_of(comm_, inputs);
   model_->sharded.zero_gradients();
-  std::vector<double> losses;
   for (size_t i = 0; i < batches.size(); ++i) {
-    const double loss = model_->pass.train(batches[i], r.target_tokens ? float(1.0 / double(r.target_tokens)) : 0);
-    for (const MicroBatch& m : gather_micro_batches(comm_, {loss, stop_requested.load()})) {
-      losses.push_back(m.loss);
-      stopping_ = stopping_ || m.stop;
-    }
+    model_->pass.train(batches[i], r.target_tokens ? float(1.0 / double(r.target_tokens)) : 0);
+    stop_if_asked();
     if (!stopping_ || i + 1 == batches.size()) continue;
     loader_.resume(before);
     return std::nullopt;
   }
+  r.grad_norm = in_phase(Phase::optimizer, [&] { return optimizer_->gradient_norm(); });
+  const std::vector<double> losses = gather_losses(comm_, model_->pass.take_losses());
   const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
   r.loss = r.target_tokens ? sum / double(r.target_tokens) : 0;
-  r.grad_norm = in_phase(Phase::optimizer, [&] { return optimizer_->gradient_norm(); });
   r.learning_rate = learning_rate(schedule_, number - 1);
   if (std::isfinite(sum) && std::isfinite(r.grad_norm))
     in_phase(Phase::optimizer, [&] { optimizer_->step(number - facts_.skipped_steps, r.learning_rate, float(r.grad_norm)); });

@@ -8,7 +8,13 @@
 
 namespace tessera {
 Pass::Pass(Model& model, Sharded& sharded, Backend& backend, Arena& arena, uint64_t seed)
-    : model_(model), sharded_(sharded), backend_(backend), arena_(arena), seed_(seed) {}
+    : model_(model), sharded_(sharded), backend_(backend), arena_(arena), seed_(seed), batches_(backend) {}
+
+void Pass::reserve(int64_t micro_batches, int64_t rows, int64_t length) {
+  if (backend_.host_can_read()) return;
+  batches_.reserve(micro_batches, rows, rows * length);
+  ensure_rope(length);
+}
 
 void Pass::ensure_rope(int64_t positions) {
   if (!cos_.empty() && cos_.shape.dim[0] >= positions) return;
@@ -154,14 +160,14 @@ void Pass::train_nothing() {
   reduce(model_.root_unit());
 }
 
-double Pass::train(const Batch& b, float scale) {
+void Pass::train(const Batch& b, float scale) {
   backend_.ledger().enter("forward");
   if (b.B == 0) {
     train_nothing();
-    return 0;
+    return batches_.add({});
   }
   const ArenaScope scope(arena_);
-  const DeviceBatch there = to_device(b, arena_);
+  const DeviceBatch there = batches_.send(b, arena_);
   const Context ctx = context(b, there, true);
   dx_ = ctx.take(b.B * b.T, model_.config.hidden, "residual gradient");
   std::vector<LayerKept> kept;
@@ -180,7 +186,7 @@ double Pass::train(const Batch& b, float scale) {
   in_phase(Phase::backward, [&] { root_embed_backward(bound_root(true), dx_, there.ids); });
   sharded_.reduce(model_.root_unit());
   sharded_.release(model_.root_unit(), true);
-  return sum_of_losses(there.losses);
+  batches_.add(there.losses);
 }
 
 double Pass::forward_loss(const Batch& b, bool training, Watch watch, void* watch_context) {

@@ -4,7 +4,8 @@
 // Backward: the loss and its gradient in chunks; per layer, reversed: bind, recompute what was not kept, backward, reduce the unit's
 //           gradients, release. The root's gradients (embedding, norm, head) are reduced last.
 // What is kept of a layer changes time and memory, never a bit of the result.
-// A batch goes to the device in one copy, and its losses are read when all work has been given to it: the host waits for nothing between.
+// A batch goes to the device in one copy from pinned memory, and losses stay there until take_losses(): the host waits for the device once
+// in a step, however many micro-batches it has.
 // Collective: every rank calls the same functions in the same order, also with an empty batch (B = 0).
 #pragma once
 #include <cstdint>
@@ -35,9 +36,13 @@ class Pass {
   void keep(Keeping k) { keeping_ = k; }
   // The inputs of layers that keep nothing else wait on the host, of batches of up to so many tokens. REQUIRES: a device; after keep().
   void keep_on_host(int64_t tokens);
-  // Forward and backward. Returns the sum of -log p over the batch's targets. Gradients are those of `scale` times that sum, added to
-  // the owners' sums.
-  double train(const Batch&, float scale);
+  // On a device, room for the micro-batches of a training step, each of at most so many rows of at most `length` tokens, and the rope
+  // tables: no step has to make it, which takes a wait. Elsewhere nothing.
+  void reserve(int64_t micro_batches, int64_t rows, int64_t length);
+  // Forward and backward. Gradients are those of `scale` times the sum of -log p over the batch's targets, added to the owners' sums.
+  void train(const Batch&, float scale);
+  // That sum of each batch given to train() since the last call, in order. Here the host waits for the device.
+  std::vector<double> take_losses() { return batches_.take(); }
   // Forward only: the sum of -log p over the targets.
   double evaluate(const Batch& b) { return forward_loss(b, false, nullptr, nullptr); }
   // The residual stream after each step of a forward pass, for tests and tools: called with -1 (embedding) and each layer's number.
@@ -78,6 +83,7 @@ class Pass {
   Arena& arena_;
   uint64_t seed_;
   Keeping keeping_;
+  StepBatches batches_;
   std::optional<WaitingInputs> inputs_;
   Buffer rope_memory_, cache_memory_;
   Tensor cos_, sin_, dx_;

@@ -88,12 +88,14 @@ void DryRun::step() {
   model.sharded.zero_gradients();
   traffic.gathered = traffic.reduced = 0;
   model.pass.train(batch, 1);
+  model.pass.take_losses();
   count_exchange(1);
   optimizer.step(1, config.lr, 1);
   backend.ledger().enter("save");
   writing = Charge(backend.host_ledger(), "gathered for saving", saves(config) ? gather_bytes(model, comm) : 0);
   if (!snapshot) writing = Charge();  // else what follows is computed meanwhile
   model.pass.train(batch, 1);
+  model.pass.take_losses();
   count_exchange(double(config.gradient_accumulation_steps - 1));
 }
 

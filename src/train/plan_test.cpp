@@ -145,6 +145,7 @@ TEST_F(PlanLaw, UsedIsPlannedOnADevice) {
     Case c = random_case(seed, folder_.path());
     c.machine.device = "cuda_host", c.machine.own_memory = true;
     c.machine.ranks = std::min(c.machine.ranks, 2), c.config.context_length = std::min<int64_t>(c.config.context_length, 33);
+    c.config.gradient_accumulation_steps = 1 + int64_t(seed % 3);
     c.config.use_cpu_offload = seed % 2, c.config.use_activation_cpu_offload = seed / 2 % 2, c.config.optimizer_offload = seed / 4 % 2;
     std::mutex mutex;
     run_local_ranks(c.machine.ranks, [&](Comm& comm) {
