@@ -91,6 +91,7 @@ write_json() {
     [ -n "$gpu" ] && printf '"gpu": %s, "driver": %s, ' "$(quoted "$gpu")" "$(quoted "$driver")" || printf '"gpu": null, "driver": null, '
     printf '"limit_tflops": %s, "limit_tbs": %s, "version": %s, ' "$limit_tflops" "$limit_tbs" \
       "$(quoted "$("$program" env 2>/dev/null | awk '/^(tessera|commit) /{printf "%s ", $2}')")"
+    printf '"gpu_constant": %s, ' "$(quoted "$("$program" env 2>/dev/null | sed -n 's/^gpu constant *//p')")"
     printf '"seconds": %s, "exit_code": %s,\n' "$(($(date +%s) - began))" "$1"
     printf ' "tests": [%s],\n "training": %s,\n "steps": [%s],\n "sanitizer": [%s],\n "profile": %s}\n' \
       "$tests_json" "$training_json" "$steps_json" "$sanitizer_json" "$profile_json"
@@ -169,12 +170,17 @@ run_step() {
   [ "$device" = cuda ] || goal=0
   limited "$most" "$logs/step-$name.txt" "$step" "$@" --device "$device" --limit_tflops "$limit_tflops" --limit_tbs "$limit_tbs" --json
   line=$(grep '^{' "$logs/step-$name.txt" | tail -n 1)
-  rate=$(printf '%s' "$line" | sed -n 's/.*"tokens_per_second": *\([0-9.e+]*\).*/\1/p')
+  number() { printf '%s' "$line" | sed -n "s/.*\"$1\": *\([0-9.e+]*\).*/\1/p"; }
+  rate=$(number tokens_per_second)
+  # What was held, allocations and CUDA's own, is no more than was planned.
+  within=$(awk -v peak="$(number peak_device_mb)" -v own="$(number gpu_constant_mb)" -v planned="$(number planned_device_mb)" \
+    'BEGIN { print (planned > 0 && own > 0 ? (peak + own <= planned + 0 ? "true" : "false") : "null") }')
   met=$(awk -v r="${rate:-0}" -v g="$goal" 'BEGIN { print ((r > 0 && r >= g) ? "true" : "false") }')
   [ "$code" = 0 ] && [ -n "$line" ] || failed=1
-  [ "$met" = true ] || missed=1
-  steps_json=$(append "$steps_json" "{\"name\": \"$name\", \"goal\": $goal, \"met\": $met, \"exit_code\": $code, \"seconds\": $took, \
+  [ "$met" = true ] && [ "$within" != false ] || missed=1
+  steps_json=$(append "$steps_json" "{\"name\": \"$name\", \"goal\": $goal, \"met\": $met, \"within_plan\": $within, \"exit_code\": $code, \"seconds\": $took, \
 \"command\": $(quoted "bench_step $*"), \"result\": ${line:-null}}")
+  [ "$within" != false ] || say "step     $name: more memory was held than planned"
   say "step     $name: ${rate:-no} tokens/s, goal $goal, exit code $code, $took s"
 }
 

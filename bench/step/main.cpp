@@ -52,6 +52,11 @@ std::string json_line(const StepRequest& r, const Reading& reading, const Limit&
       .add("rss_anonymous_mb", rounded(megabytes(reading.memory.anonymous), 6));
   out.add("rss_file_mb", rounded(megabytes(reading.memory.file), 6)).add("rss_shared_mb", rounded(megabytes(reading.memory.shared), 6));
   if (c.device != "cpu") out.add("peak_device_mb", rounded(megabytes(reading.device_peak), 6));
+  if (reading.planned) {
+    out.add("gpu_constant_mb", rounded(megabytes(reading.constant), 6))
+        .add("planned_gpu_constant_mb", rounded(megabytes(reading.planned_constant), 6));
+    out.add("planned_device_mb", rounded(megabytes(reading.planned), 6));
+  }
   out.add("load_seconds", rounded(reading.load_seconds, 4)).add("first_step_seconds", rounded(reading.first_seconds, 4));
   if (r.generate == 0) out.add("loss", reading.loss);
   out.add("model", c.model).add("init", c.init).add("train_type", c.train_type).add("precision", c.precision);
@@ -81,6 +86,10 @@ std::string table(const StepRequest& r, const Reading& reading, const Limit& lim
                                 fixed(reading.bytes * 1e-6, 0), " MB of weights per token"));
   row("peak memory     ", str(fixed(megabytes(reading.memory.peak), 0), " MB"));
   if (reading.device_peak) row("peak of device  ", str(fixed(megabytes(reading.device_peak), 0), " MB"));
+  if (reading.planned)
+    row("beside it       ",
+        str(reading.constant ? fixed(megabytes(reading.constant), 0) : "an unknown number of", " MB for context and libraries; planned ",
+            fixed(megabytes(reading.planned_constant), 0), " MB, and ", fixed(megabytes(reading.planned), 0), " MB in all"));
   row("memory at end   ", str(fixed(megabytes(reading.memory.anonymous), 0), " MB anonymous, ", fixed(megabytes(reading.memory.file), 0),
                               " MB of files, ", fixed(megabytes(reading.memory.shared), 0), " MB shared by ranks"));
   row("loading         ", str(fixed(reading.load_seconds, 2), " s"));

@@ -92,7 +92,7 @@ Reading time_training(const StepRequest& r, Comm& comm, Backend& backend) {
   Reading out;
   Watch watch;
   ModelRequest request = model_request(c);
-  const Plan plan = make_plan(c, this_machine(comm, backend));
+  Plan plan = make_plan(c, this_machine(comm, backend));
   request.keeping = plan.keeping;
   if (!backend.host_can_read()) request.arena_bytes = plan.arena;
   LoadedModel model(request, comm, backend);
@@ -111,6 +111,10 @@ Reading time_training(const StepRequest& r, Comm& comm, Backend& backend) {
   out.tokens = double(c.batch_size * c.context_length * comm.size());
   out.flops = training_flops(model.config, {model.request.train_base, c.gradient_checkpointing == "true"});
   read_memory(out, comm, backend);
+  if (plan.machine.gpu()) {
+    hold_to_constant(plan, comm, backend);
+    out.planned = plan.needed(), out.planned_constant = plan.gpu_constant(), out.constant = plan.gpu_constant_found;
+  }
   return out;
 }
 

@@ -19,6 +19,9 @@ struct Reading {
   double loss = 0;              // token mean of the last step, all ranks
   Resident memory;              // after the last step, the largest of the ranks in each field
   size_t device_peak = 0;       // bytes of a device with memory of its own at most, by its ledger; the largest of the ranks
+  size_t planned = 0;           // training on such a device: what the plan says it needs, of which
+  size_t planned_constant = 0;  // so much for context and libraries; and
+  size_t constant = 0;          // so much they hold at the end; the largest of the ranks, 0: not known
   double median() const;        // of seconds
 };
 

@@ -29,6 +29,12 @@ enum class Lane { compute, to_device, to_host, exchange };
 constexpr Lane all_lanes[] = {Lane::compute, Lane::to_device, Lane::to_host, Lane::exchange};
 using Moment = uint64_t;  // the end of all that a lane was given until then; 0: has passed
 
+// What a device holds for this process beside what was reserved: context, libraries, their kernels.
+struct Overhead {
+  size_t bytes = 0;
+  std::string unknown;  // not empty: why it is not known; then bytes is 0
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -46,6 +52,8 @@ class Backend {
   virtual Ledger& host_ledger() { return host_can_read() ? ledger() : host_ledger_; }
   virtual size_t total_memory() const = 0;  // of the device, bytes
   virtual size_t free_memory() const = 0;   // of it, what could be taken now
+  // Measured, after a small product and a small kernel.
+  virtual Overhead overhead() { return {0, "no device beside the host"}; }
   // Between any two of device and host memory, in the order of the operations. When it returns the host may read `to`, and change
   // `from` unless that is pinned: the device reads pinned memory later, in order.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
@@ -71,8 +79,6 @@ class Backend {
   // the tiles.
   virtual void gemm(const Product&) = 0;
 
-  // --- elementwise --------------------------------------------------------------------------------------------------------------
-  virtual void convert(Tensor out, Tensor x) = 0;        // any of f32, bf16, f16 to f32 or bf16, nearest even
   // --- adapters of layers that share an input (core/adapter_product.h) --------------------------------------------------------------
   // x (m, k) T, at most AdapterProduct::most of them. `room` is as x, for what dropout leaves of it; it may be empty where nothing is
   // dropped, or where drops_inside(). Here each is formed by itself; a GPU reads or writes the wide matrix once for all.
@@ -81,6 +87,8 @@ class Backend {
   virtual void adapters_backward(std::span<const AdapterProduct>, Tensor x, Tensor room);         // da += t^T drop(x)
   virtual void adapters_input_gradient(Tensor dx, std::span<const AdapterProduct>, Tensor room);  // dx += drop(t a), one after the other
 
+  // --- elementwise --------------------------------------------------------------------------------------------------------------
+  virtual void convert(Tensor out, Tensor x) = 0;        // any of f32, bf16, f16 to f32 or bf16, nearest even
   virtual void add(Tensor out, Tensor x, Tensor y) = 0;  // out = x + y; out may be x or y
   virtual void accumulate(Tensor sum, Tensor x) = 0;     // sum (f32) += x (T)
   virtual void add_bias(Tensor y, Tensor bias) = 0;      // each row of y += bias (cols)

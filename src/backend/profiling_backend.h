@@ -20,6 +20,7 @@ class ProfilingBackend final : public Backend {
   Ledger& host_ledger() override { return owned_->host_ledger(); }
   size_t total_memory() const override { return owned_->total_memory(); }
   size_t free_memory() const override { return owned_->free_memory(); }
+  Overhead overhead() override { return owned_->overhead(); }
   void copy(void* to, const void* from, size_t bytes) override;
   void fill_zero(Tensor) override;
   bool on_device(const void* p) const override { return owned_->on_device(p); }

@@ -11,7 +11,9 @@
 #include "cli/record.h"
 #include "comm/comm.h"
 #include "comm/nccl_library.h"
+#include "core/error.h"
 #include "core/text.h"
+#include "train/plan.h"
 
 // TESSERA_VERSION, TESSERA_BUILD_TYPE and TESSERA_COMMIT are given to this file by the build.
 
@@ -66,12 +68,25 @@ std::string compiler() {
 
 using Facts = std::vector<std::pair<std::string, std::string>>;
 
+// Of the first one: what a plan counts for it beside what is allocated.
+std::string gpu_constant() {
+  Overhead held;
+  try {
+    held = make_backend("cuda", 1)->overhead();
+  } catch (const Error& e) {
+    held.unknown = split(e.what(), '\n')[0];
+  }
+  return str(held.unknown.empty() ? str(human_bytes(held.bytes), " for context and libraries, measured") : "unknown: " + held.unknown,
+             "; plans for a GPU elsewhere count ", human_bytes(plan_gpu_constant));
+}
+
 void add_gpus(Facts& all) {
   const int gpus = cuda_devices();
   all.emplace_back("devices", gpus > 0 ? "cpu, cuda" : "cpu");
   if (!built_with_cuda()) return void(all.emplace_back("gpus", "no CUDA in this build"));
   const Facts cuda = cuda_facts();
   for (const auto& [name, value] : cuda) all.emplace_back(name, split(value, '\n')[0]);
+  if (gpus > 0) all.emplace_back("gpu constant", gpu_constant());
   all.emplace_back("nccl", nccl_version());
   if (const char* visible = std::getenv("CUDA_VISIBLE_DEVICES")) all.emplace_back("CUDA_VISIBLE_DEVICES", str("\"", visible, "\""));
 }

@@ -107,7 +107,7 @@ void add_gpu(PlanMachine& m, const PlanOptions& o, const TrainConfig& c, std::st
   } else if (cuda_devices() == 0) {
     fail("--device cuda", "there is no GPU here", "a plan for GPUs of a given memory", "add --device_memory 24GB");
   } else {
-    m.rank_memory = make_backend("cuda", int(c.threads))->free_memory();
+    measure_gpu(m, *make_backend("cuda", int(c.threads)));
     m.host_memory = make_backend("cpu", 1)->free_memory();
   }
   if (!o.host_memory.empty()) m.host_memory = read_bytes(o.host_memory, "--host_memory");
@@ -216,9 +216,12 @@ void print(const PlanOptions& o, const TrainConfig& c, const Plan& p, const std:
   print_phases(p);
   line("");
   line(plan_line(p));
-  line(str(
-      "         ", human_bytes(p.constant()), " of it for ",
-      p.machine.gpu() ? "CUDA's context and libraries (an estimate), and odd batches" : "code, libraries and the kernels' own buffers"));
+  if (p.machine.gpu())
+    line(str("         ", human_bytes(p.gpu_constant()), " of it for CUDA's context and libraries (",
+             p.machine.gpu_overhead ? "measured on this GPU" : "an estimate", "), ", human_bytes(plan_gpu_odd_batches),
+             " for odd batches"));
+  else
+    line(str("         ", human_bytes(p.constant()), " of it for code, libraries and the kernels' own buffers"));
   if (p.machine.gpu()) print_host(p);
   const int here = (p.machine.ranks + p.machine.nodes - 1) / p.machine.nodes;
   if (!p.machine.own_memory)

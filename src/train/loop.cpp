@@ -189,7 +189,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const Ma
   if (resumed_) start_where_it_stood(request);
   PlanMachine machine = this_machine(comm, *backend_);
   machine.rows = bytes_of_rows(int64_t(data_.size()), data_.report().tokens);
-  const Plan plan = make_plan(config_, machine);
+  Plan plan = make_plan(config_, machine);
   say(plan_line(plan));
   if (!c.force) refuse_unfitting(config_, plan);
   request.keeping = plan.keeping;
@@ -205,6 +205,7 @@ Run::Run(const TrainConfig& c, Comm& comm, const ProgramFacts& program, const Ma
   optimizer_.emplace(model_->model, model_->sharded, *backend_, optimizer_options(c));
   if (resumed_) load_state(*model_, &*optimizer_, resumed_->folder);
   writer_.emplace(*model_, *optimizer_, SaveOptions{c.output_dir, c.save_total_limit, c.output_dir + "/train.jsonl"}, writes_beside(c));
+  hold_to_constant(plan, comm, *backend_);
   if (comm.rank() == 0) write_file_atomic(c.output_dir + "/plan.json", plan_json(config_, plan));
 }
 

@@ -139,18 +139,39 @@ Plan dry_run_of_all(const TrainConfig& c, const PlanMachine& machine, Keeping ke
 
 }  // namespace
 
+// NCCL takes its buffers later, where there are several GPUs.
+size_t Plan::gpu_constant() const {
+  if (machine.gpu_overhead == 0) return plan_gpu_constant;
+  const size_t measured = machine.gpu_overhead + plan_gpu_loaded_later;
+  return machine.ranks > 1 ? std::max(measured, plan_gpu_constant) : measured;
+}
+
+void measure_gpu(PlanMachine& m, Backend& backend) {
+  constexpr size_t step = size_t(16) << 20;
+  const size_t held = backend.overhead().bytes;
+  m.gpu_overhead = (held + step - 1) / step * step;
+  m.rank_memory = backend.free_memory() + held;
+}
+
 PlanMachine this_machine(Comm& comm, Backend& backend) {
   int64_t on_node = 0;
   for (const int64_t node : gather_values(comm, int64_t(comm.node()))) on_node += node == comm.node();
+  const auto of_all = [&](size_t mine) { return gather_values(comm, int64_t(mine)); };
   const auto least = [&](size_t mine) {
-    const auto all = gather_values(comm, int64_t(mine));
+    const auto all = of_all(mine);
     return size_t(*std::min_element(all.begin(), all.end()));
   };
   PlanMachine m;
   m.ranks = comm.size(), m.nodes = comm.nodes();
   m.own_memory = !backend.host_can_read();
-  m.rank_memory = least(backend.free_memory() / (m.own_memory ? 1 : size_t(on_node)));
-  if (!m.own_memory) return m;
+  if (!m.own_memory) {
+    m.rank_memory = least(backend.free_memory() / size_t(on_node));
+    return m;
+  }
+  measure_gpu(m, backend);
+  m.rank_memory = least(m.rank_memory);
+  const auto held = of_all(m.gpu_overhead);
+  m.gpu_overhead = *std::min_element(held.begin(), held.end()) ? size_t(*std::max_element(held.begin(), held.end())) : 0;
   m.device = backend.native(Lane::exchange) ? "cuda" : "cuda_host";
   m.host_memory = least(make_backend("cpu", 1)->free_memory());
   return m;

@@ -21,6 +21,7 @@ struct PlanMachine {
   size_t rank_memory = 0;      // bytes a rank may hold in all, of its device where that has memory of its own
   size_t host_memory = 0;      // bytes the ranks of a node may hold on the host beside their devices; 0: unknown
   size_t rows = 0;             // bytes of the data's rows, of which every rank has a copy
+  size_t gpu_overhead = 0;     // Backend::overhead() of the GPUs that are here, the largest, in steps of 16 MiB; 0: not known
   ProfileLimits speed;         // of a rank; 0: unknown
   double bytes_received = 0;   // per second, by a rank from the others; 0: unknown
   double bytes_copied = 0;     // per second, between a device and its host, each way; 0: unknown
@@ -28,17 +29,23 @@ struct PlanMachine {
   int ranks_of_node() const { return (ranks + nodes - 1) / nodes; }
 };
 
-// This machine's memory that is free now, shared by the ranks on it unless each has its own; the least of all ranks. Speeds are not known.
-// Collective.
+// This machine's memory that is free now, shared by the ranks on it unless each has its own; the least of all ranks. What a GPU's context
+// holds already counts as free: the plan has it in its constant. Speeds are not known. Collective.
 PlanMachine this_machine(Comm&, Backend&);
+// Sets rank_memory and gpu_overhead to what this process can have of this GPU.
+void measure_gpu(PlanMachine&, Backend&);
 
 // Bytes of so many rows and tokens in memory.
 inline size_t bytes_of_rows(int64_t rows, int64_t tokens) { return size_t(rows) * sizeof(Example) + size_t(tokens) * 2 * sizeof(int32_t); }
 
 // Code, libraries, stacks and the kernels' packing buffers: what a process holds beside the ledger. Measured: docs/benchmarks.md.
 constexpr size_t plan_constant = size_t(96) << 20;
-// Of a GPU: context, libraries and their kernels. Of the process beside it: driver, libraries, their buffers. Estimates, not yet measured.
+// Of a GPU: context, libraries and their kernels, where they cannot be measured because the GPU is not here; an estimate. Of the process
+// beside it: driver, libraries, their buffers; an estimate.
 constexpr size_t plan_gpu_constant = size_t(614) << 20, plan_gpu_host_constant = size_t(512) << 20;
+// More than is measured before the model is there: kernels are loaded when they first run. An estimate; used and planned are compared after
+// set-up (hold_to_constant) and by bench_step.
+constexpr size_t plan_gpu_loaded_later = size_t(32) << 20;
 // More room than a full batch takes: fewer targets may be cut into larger pieces of logits, each of at most so much (nn/root.cpp).
 constexpr size_t plan_gpu_odd_batches = size_t(64) << 20;
 // Of their limits (FLOPs and bytes) steps reach this share. Measured: docs/benchmarks.md.
@@ -59,7 +66,9 @@ struct Plan {
   double copied_to_device = 0;                   // bytes from the host in a step, beside the computation
   double copied_to_host = 0;                     // likewise; the two ways do not wait for each other
   double compute_seconds = 0, step_seconds = 0;  // 0: speeds unknown
-  size_t constant() const { return machine.gpu() ? plan_gpu_constant + plan_gpu_odd_batches : plan_constant; }
+  size_t gpu_constant_found = 0;                 // of a run, after set-up; 0: not known
+  size_t gpu_constant() const;                   // context and libraries: measured here, or the estimate
+  size_t constant() const { return machine.gpu() ? gpu_constant() + plan_gpu_odd_batches : plan_constant; }
   size_t needed() const { return peak + constant() + (machine.gpu() ? 0 : machine.rows); }
   size_t host_needed() const {  // by all ranks of a node, beside their devices
     return machine.gpu() ? size_t(machine.ranks_of_node()) * (host_peak + plan_gpu_host_constant + machine.rows) : 0;
@@ -85,5 +94,7 @@ std::string plan_line(const Plan&);                      // the sum, for the sta
 std::string plan_json(const TrainConfig&, const Plan&);  // plan.json: docs/formats.md
 // Throws Error when it does not fit.
 void refuse_unfitting(const TrainConfig&, const Plan&);
+// Measures what the GPUs' contexts and libraries hold now, keeps it in the plan, and warns where that is more than was planned. Collective.
+void hold_to_constant(Plan&, Comm&, Backend&);
 
 }  // namespace tessera

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/text.h"
 #include "io/json.h"
 #include "train/plan.h"
@@ -68,6 +69,9 @@ std::string plan_json(const TrainConfig& c, const Plan& p) {
                     {"phases", json_of(p.phases)},
                     {"peak_bytes", p.peak},
                     {"constant_bytes", p.constant()},
+                    {"gpu_constant_bytes", p.machine.gpu() ? p.gpu_constant() : 0},
+                    {"gpu_constant_measured", p.machine.gpu_overhead > 0},
+                    {"gpu_constant_found_bytes", p.gpu_constant_found},
                     {"rows_bytes", p.machine.rows},
                     {"needed_bytes", p.needed()},
                     {"rank_memory_bytes", p.machine.rank_memory},
@@ -85,6 +89,15 @@ std::string plan_json(const TrainConfig& c, const Plan& p) {
                     {"compute_seconds_per_step", p.compute_seconds},
                     {"seconds_per_step", p.step_seconds}};
   return out.dump(1) + "\n";
+}
+
+void hold_to_constant(Plan& p, Comm& comm, Backend& backend) {
+  if (!p.machine.gpu()) return;
+  for (const int64_t held : gather_values(comm, int64_t(backend.overhead().bytes)))
+    p.gpu_constant_found = std::max(p.gpu_constant_found, size_t(held));
+  if (p.gpu_constant_found <= p.gpu_constant()) return;
+  warn(str("the GPU's context and libraries hold ", human_bytes(p.gpu_constant_found), ", ", human_bytes(p.gpu_constant()),
+           " were planned: should memory run out, add --gradient_checkpointing true or take a smaller batch"));
 }
 
 void refuse_unfitting(const TrainConfig& c, const Plan& p) {

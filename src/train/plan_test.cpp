@@ -6,6 +6,8 @@
 #include <mutex>
 #include <random>
 
+#include "backend/cuda/fake_nvml_test.h"
+#include "backend/cuda/make.h"
 #include "core/error.h"
 #include "core/text.h"
 #include "io/file.h"
@@ -233,6 +235,73 @@ TEST_F(PlanLaw, WhatDoesNotFitIsRefusedWithWhatWould) {
     c.config.context_length = context;
     EXPECT_LE(dry_run(c.config, c.machine, {Keeping::all_layers, false}, 0).needed(), c.machine.rank_memory);
   }
+}
+
+constexpr size_t MiB = size_t(1) << 20;
+
+// A GPU that is here: what its context holds is planned in steps of 16 MiB, and is not taken off what there is a second time.
+TEST(Plan, CountsWhatWasMeasuredOfAGpu) {
+  FakeNvml nvml;
+  const auto library = FakeNvml::library();
+  const auto backend = cuda_host::make_cuda_backend(0, 1, 1, &library);
+  const auto comm = make_single_comm();
+  nvml.used = 500 * MiB + 1;
+  PlanMachine machine = this_machine(*comm, *backend);
+  EXPECT_EQ(machine.gpu_overhead, 512 * MiB);
+  EXPECT_EQ(machine.rank_memory, backend->free_memory() + nvml.used);
+  nvml.processes = 2;
+  EXPECT_EQ(this_machine(*comm, *backend).gpu_overhead, 0u);
+  EXPECT_EQ(this_machine(*comm, *backend).rank_memory, backend->free_memory());
+
+  Plan plan;
+  plan.machine = machine, plan.peak = 1000 * MiB;
+  EXPECT_EQ(plan.gpu_constant(), 512 * MiB + plan_gpu_loaded_later);
+  EXPECT_EQ(plan.needed(), 1512 * MiB + plan_gpu_loaded_later + plan_gpu_odd_batches);
+  plan.machine.ranks = 2;  // NCCL comes later
+  EXPECT_EQ(plan.gpu_constant(), plan_gpu_constant);
+  plan.machine.gpu_overhead = 800 * MiB;
+  EXPECT_EQ(plan.gpu_constant(), 800 * MiB + plan_gpu_loaded_later);
+  plan.machine.gpu_overhead = 0;
+  EXPECT_EQ(plan.gpu_constant(), plan_gpu_constant);
+}
+
+// Ranks plan alike: with the most that one of them holds, and with the estimate when one of them does not know.
+TEST(Plan, RanksCountTheSameConstant) {
+  FakeNvml nvml;
+  const auto library = FakeNvml::library();
+  run_local_ranks(2, [&](Comm& comm) {
+    const auto backend = cuda_host::make_cuda_backend(0, 1, 1, &library);
+    FakeNvml::more() = size_t(comm.rank() + 1) * 100 * MiB;
+    const PlanMachine machine = this_machine(comm, *backend);
+    EXPECT_EQ(machine.gpu_overhead, 208 * MiB);
+    EXPECT_EQ(machine.rank_memory, backend->free_memory() + 100 * MiB);
+    FakeNvml::more() = size_t(comm.rank()) * 100 * MiB;
+    EXPECT_EQ(this_machine(comm, *backend).gpu_overhead, 0u);
+  });
+}
+
+// A run says when its GPU holds more than was planned, and its plan.json tells.
+TEST_F(PlanLaw, TheConstantIsHeldAfterSetUp) {
+  FakeNvml nvml;
+  const auto library = FakeNvml::library();
+  const auto backend = cuda_host::make_cuda_backend(0, 1, 1, &library);
+  const auto comm = make_single_comm();
+  nvml.used = 480 * MiB;
+  Case c = random_case(3, folder_.path());
+  Plan plan = dry_run(c.config, this_machine(*comm, *backend), {0, false}, 0);
+  for (const size_t later : {plan_gpu_loaded_later, plan_gpu_loaded_later + MiB}) {
+    nvml.used = 480 * MiB + later;
+    testing::internal::CaptureStderr();
+    hold_to_constant(plan, *comm, *backend);
+    const std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(said.empty(), later == plan_gpu_loaded_later) << said;
+    EXPECT_TRUE(said.empty() || said.find("hold 513 MiB, 512 MiB were planned") != said.npos) << said;
+    EXPECT_EQ(plan.gpu_constant_found, nvml.used);
+  }
+  const std::string json = plan_json(c.config, plan);
+  for (const char* part :
+       {"\"gpu_constant_bytes\": 536870912", "\"gpu_constant_measured\": true", "\"gpu_constant_found_bytes\": 537919488"})
+    EXPECT_NE(json.find(part), json.npos) << part;
 }
 
 TEST(Plan, NeedsNothingButTheConfig) {

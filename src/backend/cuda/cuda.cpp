@@ -3,17 +3,55 @@
 #include <algorithm>
 
 #include "backend/cuda/make.h"
+#include "backend/device_scratch.h"
 #include "core/error.h"
 #include "core/text.h"
 
 namespace tessera::CUDA_SIDE {
 
-CudaBackend::CudaBackend(int index, int threads, uint64_t seed) : device_(open_device(index, seed)), threads_(threads) {}
+namespace {
+GpuUse use_before(const NvmlLibrary& nvml, int index, const std::string& bus_address) {
+  if (is_in_use(index)) return {.unknown = "this process has used the GPU before"};
+  return gpu_use(nvml, bus_address);
+}
+}  // namespace
+
+CudaBackend::CudaBackend(int index, int threads, uint64_t seed, const NvmlLibrary& nvml)
+    : nvml_(nvml),
+      bus_address_(bus_address(index)),
+      before_(use_before(nvml, index, bus_address_)),
+      device_(open_device(index, seed)),
+      threads_(threads) {}
 CudaBackend::~CudaBackend() = default;
 
 std::string CudaBackend::describe() const { return CUDA_SIDE::describe(*device_); }
 size_t CudaBackend::total_memory() const { return CUDA_SIDE::total_memory(*device_); }
 size_t CudaBackend::free_memory() const { return CUDA_SIDE::free_memory(*device_); }
+
+// What is loaded when it is first used: the library of products, and modules of kernels.
+void CudaBackend::run_a_little() {
+  constexpr int64_t n = 64;
+  const size_t bytes = n * n * sizeof(float);
+  const Buffer room = reserve(3 * bytes + matmul_workspace, "measuring the device");
+  std::byte* const at = room.data() + matmul_workspace;
+  const auto matrix = [&](int i, Dtype dtype) { return Tensor{at + size_t(i) * bytes, dtype, {n, n}, this}; };
+  convert(matrix(1, Dtype::bf16), matrix(0, Dtype::f32));
+  if (!matmuls_) matmuls_ = open_matmuls();
+  const MatmulShape shape{.m = n, .n = n, .k = n, .in = Dtype::bf16, .out = Dtype::bf16};
+  matmul(*device_, *matmuls_, {.shape = shape, .a = matrix(1, Dtype::bf16).data, .b = matrix(1, Dtype::bf16).data, .c = at}, room.data());
+  finish();
+}
+
+Overhead CudaBackend::overhead() {
+  if (!before_.unknown.empty()) return {0, before_.unknown};
+  try {
+    run_a_little();
+  } catch (const Error& e) {
+    return {0, split(e.what(), '\n')[0]};
+  }
+  return gained(before_, gpu_use(nvml_, bus_address_), reserved(*device_));
+}
+
 bool CudaBackend::on_device(const void* p) const { return is_device_memory(*device_, p); }
 
 Buffer CudaBackend::reserve(size_t bytes, const char* what) {
@@ -70,8 +108,8 @@ std::byte* CudaBackend::scratch(size_t bytes) {
   return scratch_.data();
 }
 
-std::unique_ptr<Backend> make_cuda_backend(int index, int threads, uint64_t seed) {
-  return std::make_unique<CudaBackend>(index, threads, seed);
+std::unique_ptr<Backend> make_cuda_backend(int index, int threads, uint64_t seed, const NvmlLibrary* library) {
+  return std::make_unique<CudaBackend>(index, threads, seed, library ? *library : nvml());
 }
 
 }  // namespace tessera::CUDA_SIDE

@@ -4,13 +4,14 @@
 #pragma once
 #include "backend/backend.h"
 #include "backend/cuda/matmul.h"
+#include "backend/cuda/nvml.h"
 #include "backend/cuda/runtime.h"
 
 namespace tessera::CUDA_SIDE {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int index, int threads, uint64_t seed);
+  CudaBackend(int index, int threads, uint64_t seed, const NvmlLibrary&);  // the library outlives it
   ~CudaBackend() override;
   std::string describe() const override;
   int threads() const override { return threads_; }
@@ -18,6 +19,7 @@ class CudaBackend final : public Backend {
   Buffer reserve(size_t bytes, const char* what) override;
   size_t total_memory() const override;
   size_t free_memory() const override;
+  Overhead overhead() override;
   void copy(void* to, const void* from, size_t bytes) override;
   void fill_zero(Tensor) override;
   bool on_device(const void*) const override;
@@ -71,6 +73,11 @@ class CudaBackend final : public Backend {
   // At least so many bytes, until the next call; grows seldom: when the first step meets its largest need. In the ledger as `what`.
   std::byte* scratch(size_t bytes);
 
+  void run_a_little();
+
+  const NvmlLibrary& nvml_;
+  const std::string bus_address_;
+  const GpuUse before_;  // the device was opened
   OpenDevice device_;
   int threads_;
   Buffer scratch_;

@@ -10,8 +10,11 @@
 
 namespace tessera::CUDA_SIDE {
 
-// threads: of the host, for what the host computes beside. seed: see runtime.h. Throws Error when there is no such GPU.
-std::unique_ptr<Backend> make_cuda_backend(int index, int threads, uint64_t seed = 0);
+struct NvmlLibrary;
+
+// threads: of the host, for what the host computes beside. seed: see runtime.h. library: null is the machine's; outlives the backend.
+// Throws Error when there is no such GPU.
+std::unique_ptr<Backend> make_cuda_backend(int index, int threads, uint64_t seed = 0, const NvmlLibrary* library = nullptr);
 int device_count();
 std::vector<std::pair<std::string, std::string>> facts();
 

@@ -19,12 +19,17 @@ struct CloseDevice {
 };
 using OpenDevice = std::unique_ptr<Device, CloseDevice>;
 
+// Before the device is opened: how NVML names it, empty when there is none; whether this process has opened it before.
+std::string bus_address(int index);
+bool is_in_use(int index);
+
 // Throws Error that says why when there is no such device. `seed`: the order in which the host runs lanes and threads; unused by CUDA.
 OpenDevice open_device(int index, uint64_t seed);
 std::string describe(Device&);  // "cuda:0 NVIDIA H200, 132 multiprocessors"
 int multiprocessors(Device&);
 size_t total_memory(Device&);
 size_t free_memory(Device&);
+size_t reserved(Device&);  // by this process, bytes as the device counts them
 
 // Null when there is no room. Zeroed once everything given to the compute lane so far is done.
 void* take_memory(Device&, size_t bytes);

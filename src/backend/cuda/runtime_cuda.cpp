@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cassert>
 #include <cstring>
 
@@ -18,6 +19,13 @@ constexpr size_t lanes = std::size(all_lanes);
 constexpr size_t ring = 256;                      // events of a lane; an old moment is waited for by a newer one in its place
 constexpr size_t staging_half = size_t(4) << 20;  // of pageable host memory on its way to the device; there are two halves
 constexpr size_t most_staged = size_t(1) << 20;   // larger copies wait for their end
+constexpr size_t page = size_t(2) << 20;          // of device memory: larger pieces take whole ones, smaller ones share them
+
+// One process has one GPU.
+std::atomic<int64_t> reserved_bytes{0};
+std::atomic<uint64_t> opened{0};  // a bit for each device
+
+int64_t in_pages(size_t bytes) { return int64_t(bytes < page / 2 ? bytes : (bytes + page - 1) / page * page); }
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -56,6 +64,14 @@ const void* Device::stage(const void* from, size_t bytes) {
   return to;
 }
 
+std::string bus_address(int index) {
+  char text[32] = "";
+  if (cudaDeviceGetPCIBusId(text, sizeof text, index) == cudaSuccess) return text;
+  cudaGetLastError();
+  return "";
+}
+bool is_in_use(int index) { return index < 64 && opened >> index & 1; }
+
 OpenDevice open_device(int index, uint64_t) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -68,6 +84,7 @@ OpenDevice open_device(int index, uint64_t) {
   OpenDevice device(std::make_unique<Device>().release());
   Device& d = *device;
   d.index = index;
+  if (index < 64) opened |= uint64_t(1) << index;
   check(cudaSetDevice(index), "choosing the device");
   check(cudaGetDeviceProperties(&d.properties, index), "reading the device's properties");
   if (d.properties.major < 8)
@@ -118,11 +135,16 @@ void* take_memory(Device& d, size_t bytes) {
     cudaGetLastError();
     return nullptr;
   }
+  reserved_bytes += in_pages(bytes);
   fill_zero(d, Lane::compute, p, bytes);
   finish(d, Lane::compute);
   return p;
 }
-void give_memory(void* data, size_t) { cudaFree(data); }
+void give_memory(void* data, size_t bytes) {
+  cudaFree(data);
+  reserved_bytes -= in_pages(bytes);
+}
+size_t reserved(Device&) { return size_t(reserved_bytes); }
 
 bool is_device_memory(Device&, const void* p) {
   cudaPointerAttributes a{};
