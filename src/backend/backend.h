@@ -142,6 +142,11 @@ class Backend {
   virtual void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) = 0;
   // sums (ceil(n/64)) f64: the sum of squares of each block of 64 elements of x (n) f32.
   virtual void square_sums(Tensor sums, Tensor x) = 0;
+  // What of many numbers x (n) f64, all >= 0, the host needs: in any number of parts, whose share is the device's choice.
+  // parts (p) f64: the largest of them and of x, infinity when one is not finite, becomes the largest of them.
+  virtual void largest(Tensor parts, Tensor x) = 0;
+  // parts (p, 2) i64, low and high word: their sum grows by the whole units of 2^exponent in each of x (core/whole_units.h).
+  virtual void sum_units(Tensor parts, Tensor x, int exponent) = 0;
 
  private:
   Ledger ledger_, host_ledger_;

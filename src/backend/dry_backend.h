@@ -55,6 +55,8 @@ class DryBackend final : public Backend {
   void nested_encode(Tensor, Tensor, Tensor, float, const float*) override {}
   void adamw(Tensor, Tensor, Tensor, Tensor, Tensor, const AdamwStep&) override {}
   void square_sums(Tensor, Tensor) override {}
+  void largest(Tensor, Tensor) override {}
+  void sum_units(Tensor, Tensor, int) override {}
 
  private:
   void need_scratch(size_t bytes);

@@ -210,6 +210,12 @@ void ProfilingBackend::adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, 
 void ProfilingBackend::square_sums(Tensor sums, Tensor x) {
   timed(moves("square_sums", x, bytes_of({sums, x})), [&] { owned_->square_sums(sums, x); });
 }
+void ProfilingBackend::largest(Tensor parts, Tensor x) {
+  timed(moves("largest", x, bytes_of({x})), [&] { owned_->largest(parts, x); });
+}
+void ProfilingBackend::sum_units(Tensor parts, Tensor x, int exponent) {
+  timed(moves("sum_units", x, bytes_of({x})), [&] { owned_->sum_units(parts, x, exponent); });
+}
 
 namespace {
 

@@ -182,6 +182,18 @@ std::vector<Call> layer_calls() {
          b.adamw(p, s, v, m.random(f32, {100}, 3), copy, {.lr = 0.1, .weight_decay = 0.2, .step = 3, .gradient_scale = 0.5f});
          return std::vector{p, s, v, copy};
        }},
+      {"largest", 160,
+       [](TestMemory& m, Backend& b) {
+         const Tensor parts = m.zeros(Dtype::f64, {4});
+         b.largest(parts, m.of(Dtype::f64, {20}, std::vector<double>(20, 3)));
+         return std::vector{parts};
+       }},
+      {"sum_units", 160,
+       [](TestMemory& m, Backend& b) {
+         const Tensor parts = m.zeros(Dtype::i64, {4, 2});
+         b.sum_units(parts, m.of(Dtype::f64, {20}, std::vector<double>(20, 3)), -4);
+         return std::vector{parts};
+       }},
       {"square_sums", 400 + 16,
        [](TestMemory& m, Backend& b) {
          const Tensor sums = m.zeros(Dtype::f64, {2});

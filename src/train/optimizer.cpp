@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 
 #include "core/text.h"
 #include "ops/adamw.h"
@@ -11,6 +10,8 @@
 
 namespace tessera {
 namespace {
+
+constexpr int64_t device_parts = 512;  // of the norm's sums: blocks of threads, a few on each multiprocessor
 
 bool decays(const std::string& name) { return !ends_with(name, ".bias") && !ends_with(name, "norm.weight"); }
 
@@ -23,13 +24,12 @@ Tensor part_of(Tensor owned, Range mine, Range own) {
 
 Optimizer::Optimizer(const Model& model, Sharded& sharded, Backend& backend, OptimizerOptions options)
     : model_(model), sharded_(sharded), options_(options), backend_(backend), masters_home_(sharded.values(0).home) {
-  size_t blocks = 0, most = 0, copy_bytes = 0;
+  size_t most = 0, copy_bytes = 0;
   for (int unit = 0; unit < sharded.units(); ++unit) {
     const size_t n = sharded.trainable_range(unit).size(), bytes = 2 * n * sizeof(float);
     memory_.push_back(!n          ? Buffer{}
                       : on_host() ? backend.allocate_pinned(bytes, "optimizer state")
                                   : backend.allocate(bytes, "optimizer state"));
-    blocks += n / 64;
     most = std::max(most, n);
     if (const Tensor copies = sharded.copies(unit); copies.dtype != Dtype::f32) copy_bytes = std::max(copy_bytes, copies.bytes());
   }
@@ -37,7 +37,7 @@ Optimizer::Optimizer(const Model& model, Sharded& sharded, Backend& backend, Opt
     host_gradient_ = backend.allocate_pinned(most * sizeof(float), "gradient of a layer");
     if (copy_bytes) host_copy_ = backend.allocate_pinned(copy_bytes, "trainable values in compute precision");
   }
-  if (!backend.host_can_read() && blocks) host_squares_ = backend.reserve_pinned(blocks * sizeof(double), "squares of gradients");
+  norm_parts_ = backend.allocate(size_t(backend.host_can_read() ? 1 : device_parts) * 2 * sizeof(int64_t), "sums of squares");
 }
 
 Tensor Optimizer::exp_avg(int unit) const {
@@ -56,30 +56,24 @@ size_t Optimizer::bytes() const {
   return n;
 }
 
-// Where the host can read them. Units that lie side by side on a device come in one copy.
-std::vector<std::span<const double>> Optimizer::square_sums() {
-  std::vector<std::span<const double>> runs;
+// Units that lie side by side are one tensor.
+std::vector<Tensor> Optimizer::square_sums() {
+  std::vector<Tensor> runs;
   for (int unit = 0; unit < sharded_.units(); ++unit) {
     const Tensor sums = sharded_.counts_once(unit) ? sharded_.square_sums(unit) : Tensor{};
     if (sums.empty() || sums.size() == 0) continue;
-    const std::span<const double> more(sums.as<const double>(), size_t(sums.size()));
-    if (!runs.empty() && runs.back().data() + runs.back().size() == more.data())
-      runs.back() = {runs.back().data(), runs.back().size() + more.size()};
+    if (!runs.empty() && runs.back().as<double>() + runs.back().size() == sums.as<double>())
+      runs.back().shape = {runs.back().size() + sums.size()};
     else
-      runs.push_back(more);
-  }
-  auto* to = reinterpret_cast<double*>(host_squares_.data());
-  for (auto& run : runs) {
-    if (!backend_.on_device(run.data())) continue;
-    backend_.copy(to, run.data(), run.size_bytes());
-    run = {std::exchange(to, to + run.size()), run.size()};
+      runs.push_back(sums);
   }
   return runs;
 }
 
 float Optimizer::gradient_norm() {
-  SquareSum sum;
-  for (const auto& sums : square_sums()) sum.add(sums);
+  const int64_t parts = int64_t(norm_parts_.bytes() / (2 * sizeof(int64_t)));
+  SquareSum sum({norm_parts_.data(), Dtype::i64, {parts, 2}, &backend_});
+  for (const Tensor& sums : square_sums()) sum.add(sums);
   Comm& comm = sharded_.comm();
   const auto largest = gather_values(comm, sum.largest());
   const double most = *std::max_element(largest.begin(), largest.end());

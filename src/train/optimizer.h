@@ -2,7 +2,6 @@
 // all ranks, the same bits on any number of them. Where the masters live on the host beside a device (Sharded), the states do, too, and the
 // host updates both: gradients come from the device, and what it computes with goes back.
 #pragma once
-#include <span>
 #include <vector>
 
 #include "core/buffer.h"
@@ -31,7 +30,7 @@ class Optimizer {
   size_t bytes() const;
 
  private:
-  std::vector<std::span<const double>> square_sums();
+  std::vector<Tensor> square_sums();
   bool on_host() const { return masters_home_ != &backend_; }
   Tensor on_host(Tensor there, Buffer& room);
   void update(int unit, AdamwStep);
@@ -43,7 +42,7 @@ class Optimizer {
   Backend& backend_;
   Backend* masters_home_;
   Buffer host_gradient_, host_copy_;  // of a unit, with the masters on the host
-  Buffer host_squares_;               // of a device: what is read back once per step
+  Buffer norm_parts_;                 // of the sum of squares, on the device
 };
 
 }  // namespace tessera

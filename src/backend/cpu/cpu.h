@@ -51,6 +51,8 @@ class CpuBackend final : public Backend {
 
   void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) override;
   void square_sums(Tensor sums, Tensor x) override;
+  void largest(Tensor parts, Tensor x) override;
+  void sum_units(Tensor parts, Tensor x, int exponent) override;
 
  private:
   // For one new token of a sequence, or a few. False: another kind, nothing is done.

@@ -68,6 +68,8 @@ class CudaBackend final : public Backend {
 
   void adamw(Tensor value, Tensor m, Tensor v, Tensor gradient, Tensor copy, const AdamwStep&) override;
   void square_sums(Tensor sums, Tensor x) override;
+  void largest(Tensor parts, Tensor x) override;
+  void sum_units(Tensor parts, Tensor x, int exponent) override;
 
  private:
   // At least so many bytes, until the next call; grows seldom: when the first step meets its largest need. In the ledger as `what`.
