@@ -58,6 +58,12 @@ class WaitCounter final : public Backend {
 
   void fill_zero(Tensor x) override { b_.fill_zero(x); }
   void gemm(const Product& p) override { b_.gemm(p); }
+  bool drops_inside(std::span<const AdapterProduct> all) const override { return b_.drops_inside(all); }
+  void adapters(std::span<const AdapterProduct> all, Tensor x, Tensor room) override { b_.adapters(all, x, room); }
+  void adapters_backward(std::span<const AdapterProduct> all, Tensor x, Tensor room) override { b_.adapters_backward(all, x, room); }
+  void adapters_input_gradient(Tensor dx, std::span<const AdapterProduct> all, Tensor room) override {
+    b_.adapters_input_gradient(dx, all, room);
+  }
   void convert(Tensor out, Tensor x) override { b_.convert(out, x); }
   void add(Tensor out, Tensor x, Tensor y) override { b_.add(out, x, y); }
   void accumulate(Tensor sum, Tensor x) override { b_.accumulate(sum, x); }
