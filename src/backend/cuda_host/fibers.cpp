@@ -16,7 +16,7 @@
 
 namespace tessera::cuda_host {
 
-thread_local ThreadState* self = nullptr;
+constinit thread_local ThreadState* self = nullptr;
 
 namespace {
 
