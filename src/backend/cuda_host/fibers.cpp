@@ -11,6 +11,7 @@
 #include "core/text.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -56,7 +57,12 @@ struct Machine {
   std::exception_ptr error;
   std::vector<std::byte> shared;
   ~Machine() {
-    for (Fiber& f : fibers) munmap(f.stack - page, stack_bytes + page);
+    for (Fiber& f : fibers) {
+#if defined(__SANITIZE_ADDRESS__)
+      ASAN_UNPOISON_MEMORY_REGION(f.stack, stack_bytes);  // its marks would stay for what lies there next
+#endif
+      munmap(f.stack - page, stack_bytes + page);
+    }
   }
 };
 thread_local Machine machine;
