@@ -1,4 +1,4 @@
-// Backend: the only door to a device. Memory, copies and about thirty operations; one file per operation in each device folder.
+// Backend: the only door to a device. Memory, copies and some thirty-five operations; one file per operation in each device folder.
 // Inputs are checked once, in ops/: here they are trusted. One compute stream per backend: operations run in call order.
 // Not thread-safe: each rank has its own backend.
 //
@@ -80,8 +80,9 @@ class Backend {
   virtual void gemm(const Product&) = 0;
 
   // --- adapters of layers that share an input (core/adapter_product.h) --------------------------------------------------------------
-  // x (m, k) T, at most AdapterProduct::most of them. `room` is as x, for what dropout leaves of it; it may be empty where nothing is
-  // dropped, or where drops_inside(). Here each is formed by itself; a GPU reads or writes the wide matrix once for all.
+  // x (m, k) T and t on multiples of 16 bytes, as an arena gives them; at most AdapterProduct::most of them. `room` is as x, for what
+  // dropout leaves of it; it may be empty where nothing is dropped, or where drops_inside(). Here each is formed by itself; a GPU reads or
+  // writes the wide matrix once for all.
   virtual bool drops_inside(std::span<const AdapterProduct>) const { return false; }
   virtual void adapters(std::span<const AdapterProduct>, Tensor x, Tensor room);                  // t = scale * drop(x) a^T
   virtual void adapters_backward(std::span<const AdapterProduct>, Tensor x, Tensor room);         // da += t^T drop(x)

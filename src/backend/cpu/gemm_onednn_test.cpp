@@ -37,5 +37,41 @@ TEST(ProductEngines, Agree) {
     }
 }
 
+// What is added in 16 bits to sums in f32, onto c or not.
+TEST(ProductEngines, TakeABiasAndAnAddendOfAnotherDtype) {
+  CpuBackend panels(2, ProductEngine::panels), onednn(2, ProductEngine::onednn);
+  TestMemory m(panels);
+  for (const bool accumulates : {false, true}) {
+    Product p;
+    p.transpose_b = true, p.accumulate = accumulates;
+    p.add(m.random(Dtype::bf16, {20, 40}, 1), m.random(Dtype::bf16, {24, 40}, 2));
+    p.bias = m.random(Dtype::bf16, {24}, 3), p.addend = m.random(Dtype::bf16, {20, 24}, 4);
+    std::vector<Tensor> results;
+    for (CpuBackend* engine : {&panels, &onednn}) {
+      p.c = m.random(Dtype::f32, {20, 24}, 5);
+      engine->gemm(p);
+      results.push_back(p.c);
+    }
+    expect_close(results[1], to_doubles(results[0]), 1e-6, accumulates ? "onto c" : "alone");
+  }
+}
+
+// c is rounded after each term: the narrow one goes first, wherever it stands, and costs no second rounding of the whole.
+TEST(ProductEngines, AddAnAdapterBeforeTheLargeTerm) {
+  CpuBackend onednn(2, ProductEngine::onednn);
+  TestMemory m(onednn);
+  Product p;
+  p.transpose_b = true;
+  p.add(m.random(Dtype::bf16, {40, 256}, 1), m.random(Dtype::bf16, {64, 256}, 2));
+  p.add(m.random(Dtype::bf16, {40, 8}, 3), m.random(Dtype::bf16, {64, 8}, 4, 0.1f));
+  p.c = m.zeros(Dtype::f32, {40, 64});
+  onednn.gemm(p);
+  const std::vector<double> wanted = to_doubles(p.c);
+  p.c = m.zeros(Dtype::bf16, {40, 64});
+  onednn.gemm(p);
+  const Tensor rounded = m.of(Dtype::bf16, {40, 64}, wanted);
+  EXPECT_LE(relative_error(to_doubles(p.c), wanted), 1.1 * relative_error(to_doubles(rounded), wanted));
+}
+
 }  // namespace
 }  // namespace tessera
